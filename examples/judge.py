@@ -56,5 +56,5 @@ options = {"control": "control", "covariate": "watch_time_last_week", "metrics":
 for metric, effect in mmrf.abtest.compare(arms, **options)["treatment"].items():
     print(f"{metric}: {effect}")
 for metric, effect in mmrf.abtest.compare(arms, always_valid=True, **options)["treatment"].items():
-    print(f"{metric}, at any number of looks: {effect}")
+    print(f"{metric}, at any number of interim analyses: {effect}")
 print("sample ratio, p:", mmrf.abtest.sample_ratio_mismatch({"control": 5_012, "treatment": 4_988}))

@@ -31,7 +31,7 @@ def popular(key, obs):
 
 
 METHOD = mmrf.Method(
-    functools.partial(training_step.update, algorithm=training_step.Algorithm(actor_loss)), simulates=True
+    functools.partial(training_step.update, algorithm=training_step.Algorithm(actor_loss)), uses_model=True
 )
 mmrf.register_method("calm", METHOD)
 mmrf.register_policy("popular", popular)

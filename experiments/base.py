@@ -6,7 +6,7 @@ It has half the logs of experiments/world.py in as many rounds; studies share ru
 from ml_collections import ConfigDict
 
 from experiments import world
-from mmrf_jax.training import configs
+from mmrf_jax.training import config_sections, configs
 
 
 def get_config(**variants) -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config(**variants) -> ConfigDict:
     run.ab_test.sessions = 256  # studies run separate A/B tests
     run.ab_test.arms = ("production",)
     return configs.to_config_dict(
-        configs.Study(),
+        config_sections.Study(),
         run=run,
         against={},  # variants with another reference: {variant: its reference}
         variants={"mmrf": {}, **variants},

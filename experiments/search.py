@@ -6,13 +6,13 @@ The criterion is watch time in the A/B test, in another world than that of the s
 """
 
 from experiments import tuning
-from mmrf_jax.training import configs
+from mmrf_jax.training import config_sections, configs
 
 
 def get_config():
     study = tuning.get_config()
     return configs.to_config_dict(
-        configs.Search(trials=30, pruner="asha"),
+        config_sections.Search(trials=30, pruner="asha"),
         run=study.run,
         space={
             "agents": {

@@ -8,13 +8,13 @@ Each policy mixes production's score with another ranker's, both standardised, a
 from ml_collections import ConfigDict
 
 from experiments import world
-from mmrf_jax.training import configs
+from mmrf_jax.training import config_sections, configs
 
 
 def get_config() -> ConfigDict:
     run = world.get_config()
     return configs.to_config_dict(
-        configs.EstimatorStudy(),
+        config_sections.EstimatorStudy(),
         run=run,  # the study uses its world
         policies={  # ranker and its weight; the rest of the weight is production's
             "production": ("production", 1.0),

@@ -5,13 +5,13 @@
 """
 
 from experiments import kuairand, table_ab
-from mmrf_jax.training import configs
+from mmrf_jax.training import config_sections, configs
 
 
 def get_config():
     run = kuairand.get_config()
     return configs.to_config_dict(
-        configs.Study(tables=("offline", "offline_frozen", "offline_random")),
+        config_sections.Study(tables=("offline", "offline_frozen", "offline_random")),
         without=("arms", "sessions", "days"),  # these belong to A/B tests
         run=run,
         variants={"mmrf": {}, **{name: {"method": name} for name in table_ab.BASELINES}},

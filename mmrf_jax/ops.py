@@ -54,7 +54,7 @@ def plackett_luce_log_prob(scores: chex.Array, slate: chex.Array, mask: chex.Arr
     return jnp.where(shown, chosen - jax.nn.logsumexp(terms, axis=-1, where=below), 0.0)
 
 
-def soft_top_k(scores: chex.Array, k: int, temperature: float, weight: chex.Array | None = None) -> chex.Array:
+def relaxed_top_k(scores: chex.Array, k: int, temperature: float, weight: chex.Array | None = None) -> chex.Array:
     """Compute the relaxed exposure w(a) in (0, 1)^C with sum K: sigmoid((a - nu) / temperature).
 
     It maximises <w, a> + temperature * H(w) over exposures of size K, where H is the sum of binary entropies. Its limit
@@ -94,7 +94,7 @@ def _threshold(scores: chex.Array, k: int, temperature: float, weight: chex.Arra
 
 
 def entropy(w: chex.Array, weight: chex.Array | None = None) -> chex.Array:
-    """Sum the binary entropies of an exposure [..., C] over candidates, in nats; `weight` as in `soft_top_k`."""
+    """Sum the binary entropies of an exposure [..., C] over candidates, in nats; `weight` as in `relaxed_top_k`."""
     many = jnp.ones((), w.dtype) if weight is None else weight
     w = jnp.clip(w / many, 1e-6, 1.0 - 1e-6)
     return -jnp.sum(many * (w * jnp.log(w) + (1.0 - w) * jnp.log1p(-w)), axis=-1)

@@ -271,8 +271,8 @@ def train(
     run = _config(config, overrides or {})
     if init_from is not None:
         run = dataclasses.replace(run, init_from=str(init_from))
-    with startup.settings(run.quick):
-        training.train(run, files.user_path(str(workdir), "workdir"), log=log)
+    with startup.run_settings(run.quick):
+        training.train_run(run, files.user_path(str(workdir), "workdir"), log=log)
     return load(workdir)
 
 
@@ -289,7 +289,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> Lear
     Raises:
       ValueError: for an artefact, or a run without a feedback model.
     """
-    from mmrf_jax.training import evaluate, restore
+    from mmrf_jax.training import restore, simulated_tests
 
     run = run if isinstance(run, Run) else load(run)
     config, found, state = run._trained
@@ -300,7 +300,7 @@ def learned_environment(run: str | Path | Run, answers: str = "sampled") -> Lear
             f"{config.agents.ablation}; name another run"
         )
     source = restore.source_of(config, Partitioner(), workdir=run.path)
-    return evaluate.feedback_simulator(source, plan, state, source.train(), answers=answers)
+    return simulated_tests.feedback_simulator(source, plan, state, source.train(), answers=answers)
 
 
 def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
@@ -310,7 +310,7 @@ def _config(config: Any, overrides: Mapping[str, Any]) -> configs.Run:
         values = packaged.load(str(config)).to_dict()
     else:
         values = config.to_dict()
-    return configs.run_of(configs.resolve(values, overrides))
+    return configs.run_of(configs.resolve_config(values, overrides))
 
 
 def _vector(serving: ranker.Ranker, name: str, given: Any) -> np.ndarray:
@@ -319,7 +319,7 @@ def _vector(serving: ranker.Ranker, name: str, given: Any) -> np.ndarray:
         if name not in serving.names:
             raise ValueError(f"the model knows no names of {name}; give {size} numbers")
         try:
-            given = named_features.encode(serving.names[name], given)
+            given = named_features.encode_named(serving.names[name], given)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if name == "context":

@@ -17,7 +17,7 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 #: Names of sums and metrics of users and sessions, which no signal may have.
 RESERVED = (
     *("depth", "requests", "ild", "returned", "truncated", "next_visit", "sessions", "user_days", "user_id"),
-    *("exposures", "return_rate", "visits", "coverage", "gini", "stay"),
+    *("exposures", "return_rate", "visits", "coverage", "gini", "continuation"),
 )
 
 

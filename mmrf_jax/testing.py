@@ -21,13 +21,15 @@ from jax import export
 
 from mmrf_jax import types
 from mmrf_jax.agents import registry
-from mmrf_jax.agents.mmrf import agent_state
+from mmrf_jax.agents.mmrf import agent_state, encoding
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import rankers
 from mmrf_jax.models import embeddings, encoders, representation
 from mmrf_jax.signals import SHORT_VIDEO
+from mmrf_jax.types import SessionBatch
+
+__all__ = ["TINY", "check_method"]
 
 #: Small agents, for `check_method`.
 TINY = AgentConfig(
@@ -43,7 +45,7 @@ TINY = AgentConfig(
     agent_dim=8,
     heads=2,
 )
-_SPEC = InputSpec(
+SPEC = InputSpec(
     num_videos=30,
     num_authors=6,
     num_tags=4,
@@ -56,6 +58,7 @@ _SPEC = InputSpec(
     history=4,
 )
 _USERS, _REQUESTS = 8, 4
+_KNOWN = 3  # seed of a batch whose users all have a history, so that no request is alike for untrained methods
 _CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -89,20 +92,20 @@ def check_method(method: registry.Method, config: AgentConfig = TINY) -> None:
     _check_policy(case, state)
 
 
-_init = jax.jit(agent_state.init, static_argnames=("config", "spec", "critic"))
+_init = jax.jit(agent_state.init_agent_state, static_argnames=("config", "spec", "critic"))
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _encode(config: AgentConfig, encoder: Any, tables: Any, batch: types.SessionBatch, items: types.Items):
+def _encode(config: AgentConfig, encoder: Any, tables: Any, batch: SessionBatch, items: types.Items):
     videos = embeddings.encode_videos(config, encoder, tables, items, batch.candidates)
-    return representation.encode_batch(config, encoder, tables, batch, items), videos
+    return encoding.encode_batch(config, encoder, tables, batch, items), videos
 
 
 class _Case:
     """A method with a tiny config, and its compiled update."""
 
     def __init__(self, method: registry.Method, config: AgentConfig):
-        self.method, self.config, self.items = method, config, _items()
+        self.method, self.config, self.items = method, config, make_items()
         self.traces = 0
 
         def update(state, batch, items, simulated):
@@ -114,14 +117,14 @@ class _Case:
 
     def init(self) -> agent_state.AgentState:
         known = (*_known(), self.method.critic, np.ones(len(SHORT_VIDEO)))
-        return _call("critic", _init, types.make_key(0), self.config, _SPEC, self.items, *known)
+        return _call("critic", _init, types.make_key(0), self.config, SPEC, self.items, *known)
 
-    def encode(self, state: agent_state.AgentState, batch: types.SessionBatch):
+    def encode(self, state: agent_state.AgentState, batch: SessionBatch):
         """Return the encoded batch, and its candidates [B, T+1, C, D]."""
         return _encode(self.config, state.params["encoder"], state.tables, batch, self.items)
 
-    def update(self, state: agent_state.AgentState, batch: types.SessionBatch, seed: int = 0):
-        simulated = _simulated(seed) if self.method.simulates else None
+    def update(self, state: agent_state.AgentState, batch: SessionBatch, seed: int = 0):
+        simulated = _simulated(seed) if self.method.uses_model else None
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Some donated buffers were not usable")
             return _call("update", self._update, state, batch, self.items, simulated)
@@ -129,7 +132,7 @@ class _Case:
 
 def _check_update(case: _Case) -> agent_state.AgentState:
     """Take three steps, and again from the same key, with a checkpoint between; return the last state."""
-    first, batches = case.init(), [_batch(seed) for seed in range(3)]
+    first, batches = case.init(), [make_batch(seed) for seed in range(3)]
     shapes, before = _shapes(first), jax.tree.map(np.array, first.params)  # a view would prevent the donation
     state, metrics = case.update(first, batches[0])
     _same_shapes(shapes, _shapes(state))
@@ -171,7 +174,7 @@ def _check_metrics(metrics: Any) -> None:
 def _check_padding(case: _Case) -> None:
     """Update with other numbers where there is no request, no shown video and no history."""
     ends = []
-    for batch in (_batch(0), _padded_with_noise(_batch(0))):
+    for batch in (make_batch(0), _padded_with_noise(make_batch(0))):
         state, metrics = case.update(case.init(), batch)
         ends.append((state, metrics))
     differs = _differing(ends[0], ends[1], exact=False)
@@ -183,9 +186,9 @@ def _check_padding(case: _Case) -> None:
 def _check_scores(case: _Case, state: agent_state.AgentState) -> None:
     method, config, signals = case.method, case.config, case.method.signals(case.config)
     assert signals and all(isinstance(name, str) for name in signals), f"signals gives {signals!r}; give names"
-    encoded, candidates = case.encode(state, _batch(0))
+    encoded, candidates = case.encode(state, make_batch(_KNOWN))
     scores = np.asarray(_call("score", case.score, state, encoded, candidates))
-    wanted = (_USERS, _REQUESTS + 1, len(signals), _SPEC.candidates)
+    wanted = (_USERS, _REQUESTS + 1, len(signals), SPEC.candidates)
     assert scores.shape == wanted, (
         f"score returns shape {scores.shape}; {len(signals)} signals and these candidates are [B, T+1, N, C] = {wanted}"
     )
@@ -193,20 +196,21 @@ def _check_scores(case: _Case, state: agent_state.AgentState) -> None:
     assert scores[..., -1, :].std(axis=-1).min() > 0, "score ranks all candidates of some request alike"
     known = np.asarray(candidates)
     padded = np.concatenate([known, np.repeat(known.mean(axis=-2, keepdims=True), 3, axis=-2)], axis=-2)
-    more = np.asarray(_call("score", case.score, state, encoded, padded))[..., : _SPEC.candidates]
+    more = np.asarray(_call("score", case.score, state, encoded, padded))[..., : SPEC.candidates]
     assert np.allclose(scores, more, **_CLOSE), (
         "score depends on padding: candidates with the mean encoding, as a server adds, change the scores of the others"
     )
-    if method.predicts:
+    if method.has_feedback_heads:
         critic = functools.partial(jax.eval_shape, method.critic(config).apply)
         out = _call("critic", critic, state.params["critic"], *encoded.user, candidates)
         shape = getattr(getattr(out, "feedback", None), "shape", None)
-        wanted = (_USERS, _REQUESTS + 1, len(SHORT_VIDEO), _SPEC.candidates)
+        wanted = (_USERS, _REQUESTS + 1, len(SHORT_VIDEO), SPEC.candidates)
         assert shape == wanted, (
-            f"critic gives `feedback` of shape {shape}, not [B, T+1, S, C] = {wanted}; without any, set predicts=False"
+            f"critic gives `feedback` of shape {shape}, not [B, T+1, S, C] = {wanted}; without any, set "
+            "has_feedback_heads=False"
         )
     b, c = export.symbolic_shape("b, c")
-    sizes = encoders.sizes(config, _SPEC)
+    sizes = encoders.sizes(config, SPEC)
     carry = jax.tree.map(lambda x: _of_users(x, b), encoded.carry)
     nothing = jax.ShapeDtypeStruct((0,), jnp.float32)
     request = representation.Encoded(jax.ShapeDtypeStruct((b, sizes[0]), jnp.float32), carry, nothing, nothing)
@@ -233,7 +237,7 @@ def _check_policy(case: _Case, state: agent_state.AgentState) -> None:
             f"make_policy makes a new function `{name}` each time, so each policy is compiled anew; cache it by config"
         )
     _call("make_policy, for shapes alone,", functools.partial(jax.eval_shape, make), state, items)
-    batch = _batch(0)
+    batch = make_batch(_KNOWN)
     request = types.Request(batch.user_id, batch.profile, batch.context[:, 0], batch.candidates[:, 0])
     carry = _call("the policy's start", jax.jit(policy.start), policy.params, request, batch.history)
     served = np.asarray(_call("the policy's score", jax.jit(policy.score), policy.params, carry, request))
@@ -245,7 +249,7 @@ def _check_policy(case: _Case, state: agent_state.AgentState) -> None:
     apart = column[:, :, None] - column[:, None, :]
     ordered = (served[:, :, None] > served[:, None, :]) | (apart <= 1e-3 * (column.std() + 1e-9))
     assert ordered.all(), "the policy ranks otherwise than the last column of score, which is what is exported"
-    shown = types.Exposure(batch.candidates[:, 0, : _SPEC.slate], batch.feedback[:, 0], batch.slate_mask[:, 0])
+    shown = types.Exposure(batch.candidates[:, 0, : SPEC.slate], batch.feedback[:, 0], batch.slate_mask[:, 0])
     observe = functools.partial(jax.eval_shape, policy.observe)
     after = _call("the policy's observe", observe, policy.params, carry, request, shown)
     _same_shapes(_shapes(carry), _shapes(after), "the policy's carry")
@@ -261,6 +265,8 @@ def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _through_a_checkpoint(state: agent_state.AgentState) -> agent_state.AgentState:
+    from mmrf_jax.checkpointing import manager  # orbax, which is slow to import
+
     def both(folder: Path):
         with manager.Checkpoints(folder) as checkpoints:
             checkpoints.save(1, state, force=True)
@@ -316,68 +322,70 @@ def _known() -> tuple[np.ndarray, np.ndarray]:
     return np.where(watched, 15.0, 0.3), np.where(watched, 15.0, 0.46)
 
 
-def _feedback(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def make_feedback(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw feedback [*shape, S] on short videos."""
     feedback = (rng.random((*shape, len(SHORT_VIDEO))) < 0.3).astype(np.float32)
     feedback[..., SHORT_VIDEO.index("watch_time")] = rng.gamma(1.0, 15.0, shape)
     return feedback
 
 
-def _items() -> types.Items:
-    rng, v = np.random.default_rng(0), _SPEC.num_videos
+def make_items(spec: InputSpec = SPEC, seed: int = 0) -> types.Items:
+    """Draw the V videos of a spec."""
+    rng, v = np.random.default_rng(seed), spec.num_videos
     items = types.Items(
-        author=rng.integers(0, _SPEC.num_authors, v).astype(np.int32),
-        tag=rng.integers(0, _SPEC.num_tags, v).astype(np.int32),
+        author=rng.integers(0, spec.num_authors, v).astype(np.int32),
+        tag=rng.integers(0, spec.num_tags, v).astype(np.int32),
         duration=rng.uniform(5, 60, v).astype(np.float32),
-        features=rng.normal(size=(v, _SPEC.item_features)).astype(np.float32),
+        features=rng.normal(size=(v, spec.item_features)).astype(np.float32),
         embedding_id=np.arange(1, v + 1, dtype=np.int32),
         num_embeddings=v + 1,
-        num_authors=_SPEC.num_authors,
-        num_tags=_SPEC.num_tags,
+        num_authors=spec.num_authors,
+        num_tags=spec.num_tags,
     )
     return jax.tree.map(jnp.asarray, items)
 
 
-def _batch(seed: int) -> types.SessionBatch:
-    """Segments of 1 to T + 1 requests, with slates of 1 to K and histories of 0 to H; what is masked is zero."""
-    rng, t, k, h = np.random.default_rng(seed), _REQUESTS + 1, _SPEC.slate, _SPEC.history
-    length = 1 + np.arange(_USERS)[:, None] % t
-    mask, last = np.arange(t) < length, np.arange(t) == length - 1
-    left = (np.arange(_USERS) % 3 > 0)[:, None]
-    slate_mask = (np.arange(k) < rng.integers(1, k + 1, (_USERS, t, 1))) & mask[..., None]
-    history_mask = np.arange(h) >= rng.integers(0, h + 1, (_USERS, 1))
-    slate = rng.random((_USERS, t, _SPEC.candidates)).argsort(-1)[..., :k]
-    candidates = rng.random((_USERS, t, _SPEC.num_videos)).argsort(-1)[..., : _SPEC.candidates]
-    return types.SessionBatch(
-        user_id=np.arange(_USERS, dtype=np.int32),
-        date=np.zeros(_USERS, np.int32),
-        profile=rng.normal(size=(_USERS, _SPEC.profile)).astype(np.float32),
+def make_batch(seed: int = 0, users: int = _USERS, requests: int = _REQUESTS, spec: InputSpec = SPEC) -> SessionBatch:
+    """Draw segments of 1 to T + 1 requests, with slates of 1 to K and histories of 0 to H; what is masked is zero."""
+    rng, t, k, h = np.random.default_rng(seed), requests + 1, spec.slate, spec.history
+    lengths = 1 + np.arange(users)[:, None] % t  # every length occurs
+    mask, last = np.arange(t) < lengths, np.arange(t) == lengths - 1
+    over = last & (rng.random(users) < 0.9)[:, None]
+    left = (np.arange(users) % 3 > 0)[:, None]
+    slate_mask = (np.arange(k) < rng.integers(1, k + 1, (users, t))[..., None]) & mask[..., None]
+    history_mask = np.arange(h) >= rng.integers(0, h + 1, users)[:, None]
+    slate = rng.random((users, t, spec.candidates)).argsort(-1)[..., :k]
+    return SessionBatch(
+        user_id=np.arange(users, dtype=np.int32),
+        date=np.zeros(users, np.int32),
+        profile=rng.normal(size=(users, spec.profile)).astype(np.float32),
         history=types.Exposure(
-            np.where(history_mask, rng.integers(0, _SPEC.num_videos, (_USERS, h)), 0).astype(np.int32),
-            _feedback(rng, (_USERS, h)) * history_mask[..., None],
+            np.where(history_mask, rng.integers(0, spec.num_videos, (users, h)), 0).astype(np.int32),
+            make_feedback(rng, (users, h)) * history_mask[..., None],
             history_mask,
         ),
-        context=rng.normal(size=(_USERS, t, _SPEC.context)).astype(np.float32),
-        candidates=candidates.astype(np.int32),
+        context=rng.normal(size=(users, t, spec.context)).astype(np.float32),
+        candidates=rng.random((users, t, spec.num_videos)).argsort(-1)[..., : spec.candidates].astype(np.int32),
         slate=np.where(slate_mask, slate, 0).astype(np.int32),
         slate_mask=slate_mask,
-        feedback=_feedback(rng, (_USERS, t, k)) * slate_mask[..., None],
+        feedback=make_feedback(rng, (users, t, k)) * slate_mask[..., None],
         log_propensity=np.where(mask, -1.0, np.nan).astype(np.float32),
         mask=mask,
-        terminated=last & left,
-        truncated=last & ~left,
+        terminated=over & left,
+        truncated=over & ~left,
     )
 
 
-def _padded_with_noise(batch: types.SessionBatch) -> types.SessionBatch:
+def _padded_with_noise(batch: SessionBatch) -> SessionBatch:
     """Return a batch with other videos and feedback where nothing was shown, and at requests that do not exist."""
-    rng, other = np.random.default_rng(9), _batch(8)
+    rng, other = np.random.default_rng(9), make_batch(8)
     shown, there = batch.slate_mask[..., None], batch.mask[..., None]
-    unused = rng.integers(0, _SPEC.candidates, batch.slate.shape).astype(np.int32)
+    unused = rng.integers(0, SPEC.candidates, batch.slate.shape).astype(np.int32)
     old = batch.history
     return dataclasses.replace(
         batch,
         history=types.Exposure(
-            np.where(old.mask, old.videos, rng.integers(0, _SPEC.num_videos, old.videos.shape)).astype(np.int32),
+            np.where(old.mask, old.videos, rng.integers(0, SPEC.num_videos, old.videos.shape)).astype(np.int32),
             np.where(old.mask[..., None], old.feedback, 1.0).astype(np.float32),
             old.mask,
         ),
@@ -390,18 +398,18 @@ def _padded_with_noise(batch: types.SessionBatch) -> types.SessionBatch:
 
 def _simulated(seed: int) -> types.CounterfactualSlates:
     """Return one slate of videos that were not shown at each request, as a feedback model gives them."""
-    rng, t, k, s = np.random.default_rng([seed, 1]), _REQUESTS + 1, _SPEC.slate, len(SHORT_VIDEO)
-    slates = rng.random((_USERS, t, 1, _SPEC.candidates)).argsort(-1)[..., :k]
+    rng, t, k, s = np.random.default_rng([seed, 1]), _REQUESTS + 1, SPEC.slate, len(SHORT_VIDEO)
+    slates = rng.random((_USERS, t, 1, SPEC.candidates)).argsort(-1)[..., :k]
     shape, everyone = (_USERS, t, 1, k), (_USERS, t)
     return types.CounterfactualSlates(
         slates=slates.astype(np.int32),
-        expected=_feedback(rng, shape),
+        expected=make_feedback(rng, shape),
         uncertainty=rng.uniform(0.5, 2.0, (*shape, s)).astype(np.float32),
-        sampled=_feedback(rng, shape),
-        stay=rng.random((*everyone, 1)).astype(np.float32),
+        sampled=make_feedback(rng, shape),
+        continue_prob=rng.random((*everyone, 1)).astype(np.float32),
         pool=types.FeedbackPrediction(
-            feedback=rng.normal(size=(*everyone, s, _SPEC.candidates)).astype(np.float32),
+            feedback=rng.normal(size=(*everyone, s, SPEC.candidates)).astype(np.float32),
             continue_logit=rng.normal(size=everyone).astype(np.float32),
-            continue_item_logit=rng.normal(size=(*everyone, _SPEC.candidates)).astype(np.float32),
+            continue_item_logit=rng.normal(size=(*everyone, SPEC.candidates)).astype(np.float32),
         ),
     )

@@ -121,9 +121,9 @@ class SessionBatch:
 class LossMasks:
     """Masks of what enters the losses; the last request of a segment never does."""
 
-    exposed: chex.Array  # [B, T, K] float32
+    exposure: chex.Array  # [B, T, K] float32
     request: chex.Array  # [B, T] float32
-    known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
+    next_known: chex.Array  # [B, T] float32, requests whose continuation is known: termination, or the next request
 
     def counts(self) -> LossMasks:
         """Return the sum of each mask, at least 1: what masked sums are divided by."""
@@ -163,7 +163,7 @@ class CounterfactualSlates:
     expected: chex.Array  # [B, T+1, M, K, S] float32, expected feedback: probabilities, and seconds
     uncertainty: chex.Array  # [B, T+1, M, K, S] float32, divided by its mean on impressions
     sampled: chex.Array  # [B, T+1, M, K, S] float32, feedback sampled from the model, for the next state
-    stay: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
+    continue_prob: chex.Array  # [B, T+1, M] float32, probability of another request after each slate
     pool: FeedbackPrediction  # for all candidates of the same requests
 
 

@@ -69,7 +69,7 @@ def garbage():
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, worker_id):
-    """once(name, make): a folder that `make` has filled for all workers, and that nobody may change: copy it first."""
+    """once(name, make): a folder that `make` has filled for all workers, and that no one may change: copy it first."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
 

@@ -126,16 +126,17 @@ def calls(command: str) -> list[tuple[str, list[str]]]:
 CHECK = """
 import importlib, json, os, re, sys
 from absl import flags
+from mmrf_jax.io import files
 from mmrf_jax.training import configs
 
 def wrong(name, given):
     importlib.import_module(f"launch.{name}")
-    file, known = None, configs.flat(configs.as_dict(configs.Run()))
+    file, known = None, files.flat(configs.as_dict(configs.Run()))
     for flag in given:
         key, equals, value = flag.removeprefix("--").partition("=")
         if key == "config" and re.fullmatch(r"(experiments/)?\\w+(\\.py)?", value):
             stem = value.removeprefix("experiments/").removesuffix(".py")
-            known = configs.flat(importlib.import_module(f"experiments.{stem}").get_config().to_dict())
+            known = files.flat(importlib.import_module(f"experiments.{stem}").get_config().to_dict())
         elif key.startswith("config."):
             if key.removeprefix("config.") not in known:
                 yield f"no config has a field {key}"

@@ -12,11 +12,11 @@ from scipy.special import expit, logsumexp
 from mmrf_jax import ops
 from mmrf_jax.agents.mmrf import losses
 
-relaxed, log_prob, entropy = map(jax.jit, (ops.soft_top_k, ops.plackett_luce_log_prob, ops.entropy))
+relaxed, log_prob, entropy = map(jax.jit, (ops.relaxed_top_k, ops.plackett_luce_log_prob, ops.entropy))
 top_k = jax.jit(ops.top_k, static_argnums=1)
 
 
-def soft_top_k(scores, k, temperature):
+def relaxed_top_k(scores, k, temperature):
     """The definition, by root finding in float64, for one row of scores."""
 
     def excess(nu):
@@ -46,7 +46,7 @@ def test_a_weight_is_so_many_equal_candidates():
     def joined(x):
         return np.stack([x[:, group == i].sum(axis=-1) for i in range(5)], axis=-1)
 
-    w, each = ops.soft_top_k(scores, 3, 0.7, weight), ops.soft_top_k(repeated(scores), 3, 0.7)
+    w, each = ops.relaxed_top_k(scores, 3, 0.7, weight), ops.relaxed_top_k(repeated(scores), 3, 0.7)
     np.testing.assert_allclose(w, joined(np.asarray(each)), atol=1e-4)
     np.testing.assert_allclose(np.sum(w, axis=-1), 3.0, atol=1e-3)
     np.testing.assert_allclose(ops.entropy(w, weight), ops.entropy(each), rtol=1e-4)
@@ -62,16 +62,16 @@ def test_a_weight_is_so_many_equal_candidates():
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0, 5.0])
 @pytest.mark.parametrize(("c", "k"), [(12, 4), (5, 4), (7, 1), (100, 6)])
-def test_soft_top_k_is_its_definition_and_sums_to_k(c, k, temperature):
+def test_relaxed_top_k_is_its_definition_and_sums_to_k(c, k, temperature):
     scores = np.random.default_rng(c + k).normal(size=(3, 2, c)).astype(np.float32)
     w = np.asarray(relaxed(scores, k, temperature))
     assert w.shape == scores.shape and (w >= 0).all() and (w <= 1).all()
     np.testing.assert_allclose(w.sum(-1), k, atol=1e-3)
-    expected = np.apply_along_axis(soft_top_k, -1, scores.astype(np.float64), k, temperature)
+    expected = np.apply_along_axis(relaxed_top_k, -1, scores.astype(np.float64), k, temperature)
     np.testing.assert_allclose(w, expected, atol=2e-4)
 
 
-def test_soft_top_k_tends_to_the_hard_one():
+def test_relaxed_top_k_tends_to_the_hard_one():
     scores = np.random.default_rng(0).permutation(20).astype(np.float32)
     w = relaxed(scores, 6, 0.01)
     np.testing.assert_allclose(w, scores >= 14, atol=1e-6)
@@ -80,11 +80,11 @@ def test_soft_top_k_tends_to_the_hard_one():
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
 @pytest.mark.parametrize(("c", "k"), [(8, 3), (4, 3)])
-def test_soft_top_k_gradient_equals_finite_differences(c, k, temperature):
+def test_relaxed_top_k_gradient_equals_finite_differences(c, k, temperature):
     scores = np.random.default_rng(1).normal(size=c)
     eps = 1e-5
     columns = [
-        (soft_top_k(scores + eps * e, k, temperature) - soft_top_k(scores - eps * e, k, temperature)) / (2 * eps)
+        (relaxed_top_k(scores + eps * e, k, temperature) - relaxed_top_k(scores - eps * e, k, temperature)) / (2 * eps)
         for e in np.eye(c)
     ]
     got = jax.jit(jax.jacobian(lambda a: relaxed(a, k, temperature)))(jnp.asarray(scores, jnp.float32))
@@ -92,7 +92,7 @@ def test_soft_top_k_gradient_equals_finite_differences(c, k, temperature):
     np.testing.assert_allclose(np.asarray(got).sum(axis=0), 0.0, atol=1e-5)  # the sum stays K
 
 
-def test_soft_top_k_maximises_value_plus_entropy():
+def test_relaxed_top_k_maximises_value_plus_entropy():
     rng = np.random.default_rng(2)
     scores = rng.normal(size=9)
     for temperature in (0.1, 1.0):

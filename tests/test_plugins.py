@@ -18,7 +18,7 @@ from mmrf_jax import plugins, types
 from mmrf_jax.agents import registry, td3_bc
 from mmrf_jax.envs import registry as environments
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.sweeps import sweep
+from mmrf_jax.sweeps import study, sweep
 from mmrf_jax.training import arms, configs, run_folder, steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,11 +133,11 @@ def test_a_study_takes_methods_and_arms_of_plug_ins(module, tmp_path):
     )
     config.variants = {config.reference: {}}
     config.against = {}
-    assert sweep.run_config(config, config.reference, 0).method == name and name not in sys.modules
-    sweep.check(sweep.Study(config, tmp_path / "out", tmp_path / "runs"))
+    assert study.run_config(config, config.reference, 0).method == name and name not in sys.modules
+    sweep.check_study(study.Study(config, tmp_path / "out", tmp_path / "runs"))
     config.arms = ("production", "nosuch")
     with pytest.raises(ValueError, match=r"unknown arm 'nosuch' in config\.arms"):
-        sweep.check(sweep.Study(config, tmp_path / "out", tmp_path / "runs"))
+        sweep.check_study(study.Study(config, tmp_path / "out", tmp_path / "runs"))
 
 
 def test_a_plain_function_is_an_arm():

@@ -122,7 +122,7 @@ def test_only_sources_and_mains_know_a_concrete_environment():
     own = {name for name in knowing if name.startswith("mmrf_jax.envs.short_video.")}
     measuring = {name for name in knowing if name.startswith("mmrf_jax.cli.benchmarks.")}
     measuring.add("experiments.results.ladder")  # a run against the world's truth
-    assert own and knowing - own - measuring <= {"mmrf_jax.training.sources", "mmrf_jax.training.configs"}
+    assert own and knowing - own - measuring <= {"mmrf_jax.training.simulator_source", "mmrf_jax.training.configs"}
 
 
 @pytest.mark.parametrize(

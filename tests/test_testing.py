@@ -15,11 +15,11 @@ from mmrf_jax.agents.mmrf import policy
 EXAMPLE = "examples/own_method.py"
 
 
-def update(state, batch, items, config, rate=1.0, simulated=None, *, change=None):
+def update(state, batch, items, config, lr_scale=1.0, simulated=None, *, change=None):
     """Shrink all parameters, by a metric of the batch: nothing has to be differentiated or compiled for long."""
-    shown = batch.loss_masks().exposed
+    shown = batch.loss_masks().exposure
     loss = jnp.sum(shown[..., None] * batch.feedback[:, :-1]) / shown.sum()
-    params = jax.tree.map(lambda x: x * (1.0 - 1e-3 * rate * jnp.tanh(loss)), state.params)
+    params = jax.tree.map(lambda x: x * (1.0 - 1e-3 * lr_scale * jnp.tanh(loss)), state.params)
     state, metrics = dataclasses.replace(state, step=state.step + 1, params=params), {"loss": loss}
     return (state, metrics) if change is None else change(state, metrics, batch)
 
@@ -88,7 +88,7 @@ def backwards(config, state, encoded, items):
 
 
 def anew(state, items, config, temperature=0.0):
-    made = policy.make(state, items, config, temperature)
+    made = policy.make_actor_ranker(state, items, config, temperature)
     return dataclasses.replace(made, score=lambda *args: made.score(*args))
 
 

@@ -19,11 +19,11 @@ def main(_):
     from mmrf_jax import metrics
     from mmrf_jax.agents import boosting
     from mmrf_jax.io.progress import counted
-    from mmrf_jax.training import configs, sources
+    from mmrf_jax.training import configs, restore
 
     config = kuairand.get_config()
     config.data.dir = _DATA.value
-    source = sources.from_config(configs.run_of(config.to_dict()), counted)
+    source = restore.open_source(configs.run_of(config.to_dict()), counted)
     assert source.valid is not None  # the packaged config has a validation day
     train, valid, test = source.train(), source.valid(), source.test()["test"]
     known = [boosting.table(log, source.items, source.spec.signals, [train]) for log in (train, valid)]

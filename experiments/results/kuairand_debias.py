@@ -23,7 +23,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import model_quality, offline
 from mmrf_jax.models.feedback_model import fitting, network
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, configs, predictions, sources, startup, steps
+from mmrf_jax.training import batches, configs, predictions, restore, startup, steps
 
 _DATA = flags.DEFINE_string("data_dir", None, "Folder of KuaiRand's CSV files.", required=True)
 _IMPUTED = flags.DEFINE_list("imputed", ["0.5"], "Weights of videos that were not shown.")
@@ -37,7 +37,7 @@ def main(_):
     config = kuairand.get_config()
     config.data.dir, config.seed = _DATA.value, _SEED.value
     config = configs.run_of(config.to_dict())
-    source = sources.from_config(config, counted)
+    source = restore.open_source(config, counted)
     known = offline.exposures(source.train())
     variants: dict[str, dict[str, Any]] = {"model": {}, "propensity": {"debias": "propensity"}}
     variants |= {f"imputed, weight {weight}": {"imputed_weight": float(weight)} for weight in _IMPUTED.value}
@@ -69,27 +69,27 @@ def fitted(config, source):
     train, segment = source.train(), config.train.segment
     data = batches.InMemoryBatches(config, train, partitioner)
     mean, std, _ = data.feedback_statistics(config.agents.discount)
-    init = jax.jit(network.init, static_argnames=("config", "spec"))
+    init = jax.jit(network.init_feedback_state, static_argnames=("config", "spec"))
     key = jax.random.fold_in(types.make_key(config.seed), 1)
     model = init(key, plan.feedback, source.spec, source.items, np.float32(mean), np.float32(std))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(model, batch, items, rate):
+    def update(model, batch, items, lr_scale):
         if plan.feedback.debias is not None and plan.others is not None:  # as in training
             batch = steps.with_fewer_candidates(batch, jax.random.fold_in(model.key, model.step), plan.others)
-        return fitting.update(model, batch, items, plan.feedback, rate)
+        return fitting.update(model, batch, items, plan.feedback, lr_scale)
 
-    with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.rate) as phase:
-        for batch, rate in phase:
-            model, _ = update(model, batch, source.items, rate)
+    with batches.PhaseIterator(data, "feedback", 0, config.feedback.epochs, 0, steps.lr_scale_at) as phase:
+        for batch, lr_scale in phase:
+            model, _ = update(model, batch, source.items, lr_scale)
     log = source.valid()
     index = sessions.segment_index(log, segment)
-    held = batches.measured(log, index, segment, config.feedback.batch, _MEASURED, plan.feedback.exposures)
+    held = batches.measured_batches(log, index, segment, config.feedback.batch, _MEASURED, plan.feedback.exposures)
     model = fitting.measure(model, held, source.items, plan.feedback, calibrate=True)
 
     @functools.partial(jax.jit, static_argnames="config")
     def predict(model, batch, items, config):
-        encoded = network.encode_batch(config, model, batch, items, predictions.shown(batch))
+        encoded = network.encode_batch(config, model, batch, items, predictions.exposed_videos(batch))
         out = network.predict(config, model.params, *encoded.user, encoded.unseen)
         out = network.calibrated(config, out, model.calibration, batch.context)
         return jnp.moveaxis(network.expected(config, out, model.scale), -1, -2)

@@ -83,7 +83,7 @@ def parts_of(config: AgentConfig, params: Any, memory: Any, request: types.Reque
     if config.own_critics:
         logit, effect = logit[:, -1], effect[:, -1]
     return {
-        "actor": acting.act(config, run["actor"], run["critics"], *user, items).scores[:, -1],
+        "actor": acting.apply_actors(config, run["actor"], run["critics"], *user, items).scores[:, -1],
         "reward": losses.video_rewards(config.all_signals, out, params["scale"], config.reward_terms)[:, -1],
         "logit": logit,
         "effect": effect,
@@ -97,8 +97,8 @@ def truth_of(config: AgentConfig, params: Any, world, state) -> dict[str, chex.A
     nothing = jnp.zeros((len(state.user_id), 1))
     return {
         "reward": response.expected_watch(world, truth) / params["scale"][-1],
-        "logit": leaving.stay_logit(world, state, nothing),
-        "effect": world.behaviour.stay_joy / config.slate * truth.enjoyment,
+        "logit": leaving.continue_logit(world, state, nothing),
+        "effect": world.behaviour.continue_enjoyment / config.slate * truth.enjoyment,
         "value": features_of(config, world, state) @ params["beta"],
     }
 
@@ -167,7 +167,7 @@ def _functions(config: AgentConfig, init, observe):
 
 def replaced(state, items: types.Items, config: AgentConfig, beta: np.ndarray, row: str) -> Replaced:
     """Return a row of `ROWS` as a policy."""
-    served = policy.make(state, items, config)
+    served = policy.make_actor_ranker(state, items, config)
     params = {
         "run": served.params,
         "critics": state.target,
@@ -189,7 +189,7 @@ def fit_values(sim: Environment, state, config: AgentConfig, key: types.Key, use
       key: of the sessions.
       users: number of sessions.
     """
-    served, scale = policy.make(state, sim.items, config), state.reward_scale[-1]
+    served, scale = policy.make_actor_ranker(state, sim.items, config), state.reward_scale[-1]
     watch, steps_ = config.all_signals.index(config.agent_signals[-1]), sim.default_params.config.max_requests
 
     @jax.jit
@@ -235,7 +235,7 @@ def climb(workdir: Path, sessions: int, explored: Path | None) -> str:
     @functools.partial(jax.jit, static_argnames="size")
     def serve(arm, sim, size):
         slots = min(_SLOTS, size)
-        return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots, k=sim.slate_size)[0]
+        return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots)[0]
 
     seen = config.alternation.rounds * config.collect.sessions
     logs = observable_videos.from_logs(sim, jax.random.fold_in(key, 2), _LOG_USERS, seen)
@@ -276,8 +276,8 @@ def main() -> None:
     given = parser.parse_args()
     startup.start_jax()
     if not (given.workdir / "learned.json").exists():
-        values = configs.resolve(world.get_config().to_dict(), {"quick": given.quick})
-        train.train(configs.run_of(values), given.workdir, brief=True)
+        values = configs.resolve_config(world.get_config().to_dict(), {"quick": given.quick})
+        train.train_run(configs.run_of(values), given.workdir, brief=True)
     print(climb(given.workdir, given.sessions, given.explored))
 
 

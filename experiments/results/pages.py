@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.metrics import offline
 from mmrf_jax.report import plots
 from mmrf_jax.signals import SHORT_VIDEO
 
@@ -161,7 +162,7 @@ _RANKERS = {
 def kuairand(log: str, signals: Sequence[str] = (), rankers: Mapping[str, str] = _RANKERS) -> str:
     """Format the GAUC of a run and of other rankers on a held-out log, and the difference to LightGBM."""
     results, lines = read("kuairand"), []
-    entries = results["offline"] if log == "test" else results["offline_other"][log]
+    entries = results[offline.key("offline", log)]
     for name in signals or entries:
         entry = entries[name]
         own, others = entry.get("gauc_agent"), entry["against"]
@@ -177,8 +178,8 @@ def kuairand(log: str, signals: Sequence[str] = (), rankers: Mapping[str, str] =
 
 _SENSITIVITY = {
     "mmrf": "mmrf: ρ = .25, β = 0, uniform",
-    **{f"non_impressions={name}": f"ρ = {name.replace('_', '.')}" for name in ("0_0", "0_1", "0_5", "1_0")},
-    **{f"optimism={name}": f"β = {name.replace('_', '.')}" for name in ("-1_0", "-0_3", "0_3", "1_0")},
+    **{f"counterfactual_weight={name}": f"ρ = {name.replace('_', '.')}" for name in ("0_0", "0_1", "0_5", "1_0")},
+    **{f"uncertainty_bonus={name}": f"β = {name.replace('_', '.')}" for name in ("-1_0", "-0_3", "0_3", "1_0")},
     "sampling=score": "videos drawn by score",
     "sampling=uncertainty": "videos drawn by uncertainty",
 }
@@ -269,11 +270,11 @@ TABLES: dict[str, Callable[[], str]] = {
         "sample_efficiency", _SAMPLES, {name: _SESSION[name] for name in ("watch_time", "depth")}
     ),
     "estimators": estimators,
-    "kuairand_frozen": lambda: kuairand("test_frozen"),
+    "kuairand_frozen": lambda: kuairand("test_frozen_history"),
     "kuairand": lambda: kuairand("test"),
     "kuairand_random": lambda: kuairand("random_test"),
     "kuairand_summary": lambda: kuairand(
-        "test_frozen",
+        "test_frozen_history",
         ("click", "like", "long_view", "watch_time_xauc"),
         {name: _RANKERS[name] for name in ("boosting", "logistic", "popularity")},
     ),

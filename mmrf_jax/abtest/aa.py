@@ -68,7 +68,7 @@ def coverage(
     return {"aa": found, "tests": tests, "mismatches": mismatches / tests, "left_out": left_out}
 
 
-def format_table(result: Mapping[str, Any]) -> str:
+def format_aa(result: Mapping[str, Any]) -> str:
     """Format the result of `coverage` as a Markdown table."""
     rows = [[name, f"{x['coverage']:.3f}", f"{x['half_width']:.2f}"] for name, x in result["aa"].items()]
     rows += [[name, note, "–"] for name, note in result.get("left_out", {}).items()]

@@ -81,11 +81,11 @@ def _error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def format_table(result: Mapping[str, Any], metric: str) -> str:
+def format_days(result: Mapping[str, Any], metric: str) -> str:
     """Format one metric as a Markdown table of days × arms.
 
     Args:
-      result: from `abtest.simulate_days.compare`.
+      result: from `abtest.simulate_days.simulate_ab_test_by_day`.
       metric: key of its metrics.
     """
     arms, less = list(result["ab_test"]), metric in statistics.lower_is_better(result)

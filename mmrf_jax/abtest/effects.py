@@ -79,10 +79,10 @@ def compare(
       metrics: {name: column}, {name: (numerator, denominator)} for Σ numerator / Σ denominator, both columns or
         functions, or {name: function of an arm's {column: array}}, which returns [n]; or a list of columns. None: each
         column except the covariate.
-      always_valid: whether intervals and p-values hold for any number of looks at a growing test (asymptotic confidence
-        sequences, the boundary of the mixture SPRT; see `sequential`).
-      planned_users: of all arms together, where always-valid intervals are narrowest. Fix it before the first look: it
-        must not depend on the data.
+      always_valid: whether intervals and p-values hold for any number of interim analyses of a growing test
+        (asymptotic confidence sequences, the boundary of the mixture SPRT; see `sequential`).
+      planned_users: of all arms together, where always-valid intervals are narrowest. Fix it before the first
+        interim analysis: it must not depend on the data.
       holm: whether p-values are adjusted for the number of arms and metrics (Holm, 1979). Intervals stay those of
         single comparisons.
 

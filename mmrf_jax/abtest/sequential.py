@@ -52,12 +52,12 @@ def _mixture(fraction: float, alpha: float) -> float:
     return (-1.0 - float(special.lambertw(-(alpha**2) / np.e, k=-1).real)) * fraction
 
 
-def quantile_of_looks(looks: int, alpha: float = 0.05) -> float:
+def bonferroni_quantile(analyses: int, alpha: float = 0.05) -> float:
     """Return the half-width for a fixed number of interim analyses under any dependence: Bonferroni's normal quantile.
 
     Raises:
       ValueError: for fewer than one interim analysis.
     """
-    if looks < 1:
-        raise ValueError(f"{looks} looks: there must be at least 1")
-    return float(-special.ndtri(alpha / (2 * looks)))
+    if analyses < 1:
+        raise ValueError(f"{analyses} interim analyses: there must be at least 1")
+    return float(-special.ndtri(alpha / (2 * analyses)))

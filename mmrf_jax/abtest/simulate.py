@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,22 +23,50 @@ BLOCK = 50_000  # users per device and call: gives progress, and the last sessio
 NOT_TESTED = ("truncated", "next_visit")  # columns of the sums that belong to no metric
 _SLOTS = 256  # on CPUs: the data that a step gathers stays in cache
 _MANY_SLOTS = 8_192  # on accelerators: steps large enough to hide launch overhead
-_LOOKS = 20  # interim analyses of a test with always-valid intervals
+_ANALYSES = 20  # interim analyses of a test with always-valid intervals
 
 
-@programs.program(often=True, static_argnames=("num_users", "slots", "k", "partitioner"))
-def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slots, k, partitioner):
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """The design of an A/B test.
+
+    Attributes:
+      control: the arm that the others are compared with.
+      num_users: per arm; the average number if users are assigned by hash.
+      salt: None for a paired test, with the same users and the same random numbers in every arm. Otherwise each user is
+        in one arm, by a hash of the id and this experiment name.
+      cuped: whether to adjust for the users' histories (CUPED); for arms assigned by hash.
+      always_valid: whether to give always-valid intervals too: of a test of one day for 20 interim analyses as users
+        arrive, of a longer one for all days simultaneously.
+    """
+
+    control: str
+    num_users: int
+    salt: str | None = None
+    cuped: bool = False
+    always_valid: bool = False
+
+    @property
+    def paired(self) -> bool:
+        """Whether every arm has the same users."""
+        return self.salt is None
+
+    def total(self, arms: int) -> int:
+        """Return the number of users of a test of so many arms."""
+        return self.num_users if self.paired else self.num_users * arms
+
+
+@programs.program(often=True, static_argnames=("num_users", "slots", "partitioner"))
+def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slots, partitioner):
     def one_device(env, policy, key, day, users, queue):
-        sums, counts = rollout.rollout(
-            env, policy, key, users, day, num_users=num_users, slots=slots, k=k, queue=queue[0]
-        )
+        sums, counts = rollout.rollout(env, policy, key, users, day, num_users=num_users, slots=slots, queue=queue[0])
         return sums, counts[None]
 
     run = partitioner.shard_users(one_device, num_replicated=4)
     return run(env, policy, key, day, users, queues)
 
 
-def rollout_metrics_of_users(
+def rollout_user_metrics(
     env: Environment,
     policy: rankers.AnyRanker,
     key: types.Key,
@@ -45,7 +74,6 @@ def rollout_metrics_of_users(
     *,
     user_ids: np.ndarray,
     day: int,
-    k: int,
     capacity: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Serve one session to each user; return sums [n] by name of `rollout.user_metrics`.
@@ -60,7 +88,7 @@ def rollout_metrics_of_users(
       capacity: compiled size, at least n; calls with the same capacity share a program.
     """
     devices, num_users = partitioner.num_devices, len(user_ids)
-    args, sizes = _call(env, policy, key, partitioner, user_ids, day, k, capacity)
+    args, sizes = _call(env, policy, key, partitioner, user_ids, day, capacity)
     share, each = sizes["num_users"], -(-num_users // devices)
     sums, counts = _serve(*args, **sizes)
     names = rollout.user_metrics(env.signals)
@@ -73,13 +101,13 @@ def rollout_metrics_of_users(
     return result
 
 
-def lower(env: Environment, policy, key: types.Key, partitioner: Partitioner, *, k: int, capacity: int):
-    """Lower the program of `rollout_metrics_of_users` for these arguments, to compile it ahead of time."""
-    args, sizes = _call(env, policy, key, partitioner, np.arange(1), 0, k, capacity)
+def lower(env: Environment, policy, key: types.Key, partitioner: Partitioner, *, capacity: int):
+    """Lower the program of `rollout_user_metrics` for these arguments, to compile it ahead of time."""
+    args, sizes = _call(env, policy, key, partitioner, np.arange(1), 0, capacity)
     return _serve.lower(*args, **sizes)
 
 
-def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, k: int, capacity: int | None):
+def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day: int, capacity: int | None):
     """Return the arguments of `_serve`: the arrays, and the static sizes."""
     devices, num_users = partitioner.num_devices, len(user_ids)
     share = -(-max(capacity or 0, num_users, 1) // devices)
@@ -89,29 +117,12 @@ def _call(env, policy, key, partitioner: Partitioner, user_ids: np.ndarray, day:
     most = _SLOTS if jax.default_backend() == "cpu" else _MANY_SLOTS
     here = partitioner.shard_inputs((partitioner.local_rows(users).reshape(-1), partitioner.local_rows(queue)))
     args = (*partitioner.replicate((env, policy, key)), *here, np.int32(day))
-    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "k": k, "partitioner": partitioner}
+    return args, {"num_users": share, "slots": int(np.clip(share // 8, 16, most)), "partitioner": partitioner}
 
 
 def block_users(total: int, partitioner: Partitioner) -> int:
     """Return the number of users that all devices serve in one call, in a test of `total` users."""
     return min(BLOCK * partitioner.num_devices, total)
-
-
-def rollout_user_metrics(
-    env: Environment,
-    policy: rankers.AnyRanker,
-    key: types.Key,
-    partitioner: Partitioner,
-    *,
-    first_user: int,
-    num_users: int,
-    day: int,
-    k: int,
-    capacity: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Run `rollout_metrics_of_users` for the users `first_user … first_user + num_users - 1`."""
-    user_ids = first_user + np.arange(num_users)
-    return rollout_metrics_of_users(env, policy, key, partitioner, user_ids=user_ids, day=day, k=k, capacity=capacity)
 
 
 @jax.jit
@@ -144,16 +155,13 @@ def users_of(names: list[str], user_ids: np.ndarray, salt: str | None) -> dict[s
     return {name: user_ids[arm == i] for i, name in enumerate(names)}
 
 
-def assign(names: list[str], num_users: int, salt: str | None) -> dict[str, np.ndarray]:
+def assign(names: list[str], design: Design) -> dict[str, np.ndarray]:
     """Return the users of each arm of a whole test, {arm: ids}.
-
-    Args:
-      num_users: per arm; the average number if users are assigned by hash.
 
     Raises:
       ValueError: for the first arm with fewer than two users, too few for an interval.
     """
-    users = users_of(names, np.arange(num_users if salt is None else num_users * len(names)), salt)
+    users = users_of(names, np.arange(design.total(len(names))), design.salt)
     for name, ids in users.items():
         if len(ids) < 2:
             raise ValueError(f"arm {name!r} has {len(ids)} users, and needs at least 2; use more sessions")
@@ -167,66 +175,56 @@ def conclude(
     truncated: Mapping[str, float],
     sessions: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the results of a test, of whose `sessions` (by arm) so many were `truncated`; see `compare`."""
+    """Return the results of a test, of whose `sessions` (by arm) so many were `truncated`; see `simulate_ab_test`."""
     shares = {name: 100.0 * number / max(sessions[name], 1) for name, number in truncated.items()}
     result = test.results(quantile) | {"truncated_pct": shares, "signals": signals.as_dict()}
     if test.paired:
         return result
     users = test.users()
     p = assignment.sample_ratio_mismatch(list(users.values()), [1.0] * len(users)) if len(users) > 1 else 1.0
-    return result | {"srm": {"users": users, "p_value": p}}
+    return result | {"sample_ratio_mismatch": {"users": users, "p_value": p}}
 
 
-def compare(
+def simulate_ab_test(
     env: Environment,
     arms: Mapping[str, rankers.AnyRanker],
     key: types.Key,
     partitioner: Partitioner,
+    design: Design,
     *,
-    control: str,
-    num_users: int,
     day: int,
-    k: int,
-    salt: str | None = None,
-    cuped: bool = False,
-    always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
     observe: Callable[[Mapping[str, Mapping[str, np.ndarray]]], object] = lambda sums: None,
 ) -> dict:
     """Run an A/B test of one session per user.
 
     Args:
-      num_users: per arm; the average number if users are assigned by hash.
-      salt: None for a paired test, with the same users and the same random numbers in every arm. Otherwise each user is
-        in one arm, by a hash of the id and this experiment name.
-      cuped: whether to adjust for the users' histories (CUPED); for arms assigned by hash.
-      always_valid: whether to run 20 interim analyses as users arrive, with always-valid intervals.
+      design: of the test.
       progress: called with the sessions served so far, out of num_users × arms.
       observe: called with each block's per-user sums, as `statistics.ABTest.update` takes them.
 
     Returns:
       {"ab_test": as `statistics.ABTest.results`, "signals": the environment's, as a dictionary, "truncated_pct": {arm:
-      share of truncated sessions}}; with hashing also "srm", {"users": {arm: number}, "p_value"} of the sample ratio;
-      if always valid, "always_valid95" in addition to "ci95", and "looks", the interim
-      analyses: [{"users": {arm: so far}, "ab_test": as above without coverage and Gini}], starting when every arm has
-      two users.
+      share of truncated sessions}}; with hashing also "sample_ratio_mismatch", {"users": {arm: number},
+      "p_value"}; if always valid, "always_valid95" in addition to "ci95", and "interim_analyses": [{"users": {arm: so
+      far}, "ab_test": as above without coverage and Gini}], starting when every arm has two users.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.
     """
     names = list(arms)
-    test, policies = statistics.ABTest(env.signals, names, control, paired=salt is None), rankers.choices(arms)
-    assign(names, num_users, salt)  # refuses arms that are too small before anyone is served
-    total = num_users if salt is None else num_users * len(names)
-    block = min(block_users(total, partitioner), -(-total // _LOOKS) if always_valid else total)
-    cut, done, looks = dict.fromkeys(names, 0.0), 0, []
+    test, policies = statistics.ABTest(env.signals, names, design.control, design.paired), rankers.choices(arms)
+    assign(names, design)  # refuses arms that are too small before anyone is served
+    total = design.total(len(names))
+    block = min(block_users(total, partitioner), -(-total // _ANALYSES) if design.always_valid else total)
+    cut, done, interim_analyses = dict.fromkeys(names, 0.0), 0, []
     for start in range(0, total, block):
         here = np.arange(start, min(start + block, total))
-        means = history_means(env, key, here, day, block) if cuped else None
+        means = history_means(env, key, here, day, block) if design.cuped else None
         sums, covariate, quantile = {}, {}, None
-        for name, ids in users_of(names, here, salt).items():
-            sums[name] = rollout_metrics_of_users(
-                env, policies[name], key, partitioner, user_ids=ids, day=day, k=k, capacity=block
+        for name, ids in users_of(names, here, design.salt).items():
+            sums[name] = rollout_user_metrics(
+                env, policies[name], key, partitioner, user_ids=ids, day=day, capacity=block
             )
             cut[name] += float(sums[name]["truncated"].sum())
             for column in NOT_TESTED:
@@ -237,8 +235,8 @@ def compare(
             progress(done)
         test.update(sums, covariate or None)
         observe(sums)
-        if always_valid and min(test.users().values()) >= 2:
+        if design.always_valid and min(test.users().values()) >= 2:
             quantile = sequential.quantile(min(start + block, total) / total)
-            looks.append({"users": test.users(), "ab_test": test.ratios(quantile)})
+            interim_analyses.append({"users": test.users(), "ab_test": test.ratios(quantile)})
     result = conclude(test, env.signals, quantile, cut, test.users())
-    return result | ({"looks": looks} if looks else {})
+    return result | ({"interim_analyses": interim_analyses} if interim_analyses else {})

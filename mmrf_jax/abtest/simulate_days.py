@@ -25,56 +25,54 @@ from mmrf_jax.signals import Signals
 _NOT_SUMMED = ("user_id", "exposures", "next_visit")
 
 
-def compare(
+def simulate_ab_test_by_day(
     env: Environment,
     arms: Mapping[str, rankers.AnyRanker],
     key,
     partitioner: Partitioner,
+    design: simulate.Design,
     *,
-    control: str,
-    num_users: int,
     first_day: int,
     days: int,
-    k: int,
-    salt: str | None = None,
-    cuped: bool = False,
-    always_valid: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """Run an A/B test over `days` days, with results by day and overall; `simulate.compare` has the other arguments.
+    """Run an A/B test over `days` days, with results by day and overall.
 
     Args:
-      num_users: per arm; all visit on `first_day`.
-      always_valid: whether to give intervals that hold for all days simultaneously, as interim analyses.
+      design: of the test; all users visit on `first_day`.
       progress: called with users × days done so far, out of num_users × arms × days, including days without a visit.
 
     Returns:
-      "ab_test", "truncated_pct" and "srm" of all sessions of the test, and
+      "ab_test", "truncated_pct" and "sample_ratio_mismatch" of all sessions of the test, and
       "by_day": [{"day", "visitors": {arm: number}, "ab_test": metrics of the day's sessions, None if it has none}]
-      and, for three days or more, "lasting" (`by_day.novelty_effect`): how the effects of the second half of the days
-      differ from those of the first half, excluding the first day, on which all users visit.
+      and, for three days or more, "novelty_effect" (`by_day.novelty_effect`): how the effects of the second half of
+      the days differ from those of the first half, excluding the first day, on which all users visit.
 
     Raises:
       ValueError: for an arm that gets fewer than two users.
     """
     names, policies = list(arms), rankers.choices(arms)
-    users = simulate.assign(names, num_users, salt)
-    total = num_users if salt is None else num_users * len(names)
+    users = simulate.assign(names, design)
+    total = design.total(len(names))
     cohorts = {name: _Cohort(ids, first_day) for name, ids in users.items()}
-    means = simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total)) if cuped else None
+    means = (
+        simulate.history_means(env, key, np.arange(total), first_day, min(simulate.BLOCK, total))
+        if design.cuped
+        else None
+    )
     covariate = None if means is None else {name: means[ids] for name, ids in users.items()}
-    quantile = sequential.quantile_of_looks(days) if always_valid else None
+    quantile = sequential.bonferroni_quantile(days) if design.always_valid else None
     half, done, rows = (days - 1) // 2, 0, []
     early: dict[str, dict[str, np.ndarray]] = {}
     late: dict[str, dict[str, np.ndarray]] = {}
     for day in range(first_day, first_day + days):
         today = {}
         for name, cohort in cohorts.items():
-            today[name] = cohort.serve(env, policies[name], key, partitioner, day, k, capacity=total)
+            today[name] = cohort.serve(env, policies[name], key, partitioner, day, capacity=total)
             done += len(cohort.user_ids)
             progress(done)
         visitors = {name: int(sums["sessions"].sum()) for name, sums in today.items()}
-        found = _test(env.signals, today, control, salt is None, covariate).results(quantile)
+        found = _test(env.signals, today, design, covariate).results(quantile)
         rows.append({"day": day, "visitors": visitors, **found})
         for part, inside in ((early, 0 < day - first_day <= half), (late, first_day + days - day <= half)):
             if inside:
@@ -82,10 +80,10 @@ def compare(
                     _add(part.setdefault(name, {}), {key: x for key, x in sums.items() if key != "exposures"})
     whole = {name: cohort.sums for name, cohort in cohorts.items()}
     cut, sessions = ({arm: float(sums[x].sum()) for arm, sums in whole.items()} for x in ("truncated", "sessions"))
-    test = _test(env.signals, whole, control, salt is None, covariate)
+    test = _test(env.signals, whole, design, covariate)
     result = simulate.conclude(test, env.signals, quantile, cut, sessions)
     if half:
-        result["lasting"] = by_day.novelty_effect(env.signals, early, late, control, paired=salt is None)
+        result["novelty_effect"] = by_day.novelty_effect(env.signals, early, late, design.control, design.paired)
     return result | {"by_day": rows}
 
 
@@ -97,9 +95,7 @@ class _Cohort:
         self.due = np.full(len(user_ids), first_day)
         self.sums: dict[str, np.ndarray] = {}
 
-    def serve(
-        self, env, policy, key, partitioner: Partitioner, day: int, k: int, capacity: int
-    ) -> dict[str, np.ndarray]:
+    def serve(self, env, policy, key, partitioner: Partitioner, day: int, capacity: int) -> dict[str, np.ndarray]:
         """Serve a day; return its sums [n] over all users of the arm (0 without a visit) and add them to `sums`."""
         block = min(simulate.BLOCK * partitioner.num_devices, capacity)
         coming = np.flatnonzero(self.due == day)
@@ -108,8 +104,8 @@ class _Cohort:
         sums["exposures"] = np.zeros((rollout.EXPOSURE_GROUPS, env.items.num_videos), np.int64)
         for start in range(0, len(coming), block):
             rows = coming[start : start + block]
-            served = simulate.rollout_metrics_of_users(
-                env, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, k=k, capacity=block
+            served = simulate.rollout_user_metrics(
+                env, policy, key, partitioner, user_ids=self.user_ids[rows], day=day, capacity=block
             )
             for name, values in served.items():
                 if name not in _NOT_SUMMED:
@@ -125,9 +121,9 @@ def _add(total: dict[str, np.ndarray], sums: Mapping[str, np.ndarray]) -> None:
         total[name] = total.get(name, 0) + values
 
 
-def _test(signals: Signals, sums, control: str, paired: bool, covariate) -> statistics.ABTest:
+def _test(signals: Signals, sums, design: simulate.Design, covariate) -> statistics.ABTest:
     """Return the test of arms held in memory."""
-    test = statistics.ABTest(signals, tuple(sums), control, paired)
+    test = statistics.ABTest(signals, tuple(sums), design.control, design.paired)
     tested = {arm: {name: x for name, x in own.items() if name not in simulate.NOT_TESTED} for arm, own in sums.items()}
     test.update(tested, covariate)
     return test

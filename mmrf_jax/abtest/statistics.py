@@ -5,7 +5,7 @@ comes from the delta method with users as the independent units (Deng, Knoblich 
 Metric Analytics", KDD 2018). The interval is symmetric in the logarithm of the ratio to the control, as Katz's is for
 risk ratios: it never goes below −100 %, and for many events it matches the interval around the difference. If fewer
 than `MIN_EVENTS` users of either arm have any of a metric, a note replaces the difference and the interval.
-Only means and covariances of per-user sums are needed: `ABTest` collects them block by block, `compare` in one call.
+Only means and covariances of per-user sums are needed: `ABTest` collects them block by block.
 `metrics.coverage` has coverage and Gini, `assignment` the assignment to arms and its check, `sequential` the
 always-valid intervals.
 
@@ -172,7 +172,7 @@ class ABTest:
         if self._exposures:
             if set(self._exposures) != set(self.arms):
                 raise ValueError(f"exposures are of the arms {sorted(self._exposures)}, expected {sorted(self.arms)}")
-            found, quantile = coverage.compare(self._exposures, self.control, self.paired)
+            found, quantile = coverage.compare_coverage(self._exposures, self.control, self.paired)
             for metric, values in found.items():
                 base, users = values[self.control][0], self.users()
                 for arm, (value, error) in values.items():
@@ -294,29 +294,11 @@ class ABTest:
             gradients[arm].reshape(-1, size)[:, columns] += np.outer(weight, theta)
 
 
-def compare(
-    signals: Signals,
-    arms: Mapping[str, Mapping[str, np.ndarray]],
-    control: str,
-    paired: bool,
-    covariate: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, Any]:
-    """Return {"ab_test": {arm: {metric: {"mean", "diff_pct", "ci95"}}}, "signals"} of arms in memory; see `ABTest`.
-
-    Example:
-      arms = {"production": {"watch_time": seconds, "depth": videos}, "mmrf": {…}}
-      compare(SHORT_VIDEO, arms, "production", paired=True)
-    """
-    test = ABTest(signals, tuple(arms), control, paired)
-    test.update(arms, covariate)
-    return test.results() | {"signals": signals.as_dict()}
-
-
-def format_table(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
+def format_ab_test(results: Mapping[str, Any], metrics: Sequence[str] | None = None, width: int = 160) -> str:
     """Format arms × metrics as aligned text that is also a Markdown table; `cell` formats each cell.
 
     Args:
-      results: from `compare`, or its "ab_test" entry.
+      results: of an A/B test, or its "ab_test" entry.
       metrics: columns, in this order; all metrics of the first arm by default.
       width: maximum line length; the remaining metrics go into further tables below.
 
@@ -410,7 +392,7 @@ def too_small(results: Mapping[str, Any], metric: str = "") -> str:
     """Return a sentence on the arms whose difference to the control is not significant; "" if all differences are.
 
     Args:
-      results: from `compare`, or its "ab_test" entry.
+      results: of an A/B test, or its "ab_test" entry.
       metric: by which to compare; empty for `main_metric`.
     """
     arms, metric = results.get("ab_test", results), metric or main_metric(results)

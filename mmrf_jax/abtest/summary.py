@@ -16,22 +16,22 @@ def daily(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """Return the text for a result of `abtest.simulate.compare`, `abtest.simulate_days.compare` or `aa.coverage`."""
+    """Return the text for a result of `simulate_ab_test`, `simulate_ab_test_by_day` or `aa.coverage`."""
     if "aa" in result:
         chance = 1.96 * (0.95 * 0.05 / result["tests"]) ** 0.5
         said = f"right intervals have a coverage in .95 ± {chance:.3f} 95 times of a hundred"
         alarms = f"sample ratios with p < {assignment.MISMATCH}: {result['mismatches']:.2%}"
-        return f"{aa.format_table(result)}\n{said}; {alarms}"
-    parts = [statistics.format_table(result), *filter(None, [_scarce(result), statistics.too_small(result)])]
+        return f"{aa.format_aa(result)}\n{said}; {alarms}"
+    parts = [statistics.format_ab_test(result), *filter(None, [_scarce(result), statistics.too_small(result)])]
     parts.append(_sample_ratio(result))
     cut = {name: round(value, 3) for name, value in result["truncated_pct"].items()}
     parts.append(f"sessions cut at their longest, %: {cut}")
-    if "looks" in result:
-        parts.append(_looks(result["looks"], statistics.main_metric(result)))
+    if "interim_analyses" in result:
+        parts.append(_interim_analyses(result["interim_analyses"], statistics.main_metric(result)))
     if "by_day" in result:
-        parts += [f"\n{by_day.format_table(result, metric)}" for metric in daily(result)]
-    if "lasting" in result:
-        parts.append(_lasting(result["lasting"], daily(result)))
+        parts += [f"\n{by_day.format_days(result, metric)}" for metric in daily(result)]
+    if "novelty_effect" in result:
+        parts.append(_novelty_effect(result["novelty_effect"], daily(result)))
     return "\n".join(parts)
 
 
@@ -49,19 +49,19 @@ def _scarce(result: Mapping[str, Any]) -> str:
 
 
 def _sample_ratio(result: Mapping[str, Any]) -> str:
-    if "srm" not in result:
+    if "sample_ratio_mismatch" not in result:
         return "sample ratio: not applicable, every arm has the same users"
-    p, users = result["srm"]["p_value"], result["srm"]["users"]
+    p, users = result["sample_ratio_mismatch"]["p_value"], result["sample_ratio_mismatch"]["users"]
     line = f"sample ratio: users {users}, p = {p:.4f}"
     if p < assignment.MISMATCH:
         line += f"\nWARNING: sample ratio mismatch (p < {assignment.MISMATCH}): trust no metric of this test"
     return line
 
 
-def _looks(looks: Sequence[Mapping[str, Any]], metric: str) -> str:
+def _interim_analyses(analyses: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Return, for each arm, the first interim analysis whose always-valid interval excludes zero."""
     lines = []
-    for arm, metrics in looks[-1]["ab_test"].items():
+    for arm, metrics in analyses[-1]["ab_test"].items():
         entry = metrics[metric]
         if entry["always_valid95"] == [0.0, 0.0]:  # the control
             continue
@@ -71,19 +71,20 @@ def _looks(looks: Sequence[Mapping[str, Any]], metric: str) -> str:
             continue
         low, high = entry["always_valid95"]
         text += f"{entry['diff_pct']:+.2f} % [{low:+.2f}, {high:+.2f}]"
-        for number, look in enumerate(looks, 1):
-            if statistics.verdict(look["ab_test"][arm][metric]["always_valid95"]):
-                text += f"; leaves zero out from look {number} of {len(looks)} on, {look['users'][arm]} users"
+        for number, analysis in enumerate(analyses, 1):
+            if statistics.verdict(analysis["ab_test"][arm][metric]["always_valid95"]):
+                text += f"; leaves zero out from interim analysis {number} of {len(analyses)} on"
+                text += f", {analysis['users'][arm]} users"
                 break
         else:
-            text += f"; holds zero at all {len(looks)} looks"
+            text += f"; holds zero at all {len(analyses)} interim analyses"
         lines.append(text)
     return "\n".join(lines)
 
 
-def _lasting(lasting: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def _novelty_effect(halves: Mapping[str, Any], metrics: Sequence[str]) -> str:
     rows = []
-    for arm, entries in lasting.items():
+    for arm, entries in halves.items():
         for metric in metrics:
             entry = entries[metric]
             if (entry["change"], entry["early"]) == (0.0, 0.0):  # of the control

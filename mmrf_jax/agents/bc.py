@@ -16,7 +16,7 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
 ) -> tuple[agent_state.AgentState, dict[str, chex.Array]]:
     """Run one step on the log-likelihood of each shown video given those above it; an `agent_state.Update`."""
@@ -24,7 +24,7 @@ def update(
     videos = batch.candidates[:, :-1]
     candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, videos, batch.date)
     masks = batch.loss_masks()
-    exposed, count = masks.exposed, masks.counts().exposed
+    exposed, count = masks.exposure, masks.counts().exposure
 
     def loss_fn(params, encoded):
         z, memory_mean = encoded.user
@@ -34,5 +34,5 @@ def update(
         return loss, {"loss/imitation": loss}
 
     inputs = representation.gather(batch, items)
-    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, lr_scale)
     return state, metrics | {"grad_norm": grad_norm}

@@ -27,7 +27,7 @@ def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, di
     del temperature
     shown = jnp.maximum(b.slate_mask.sum(axis=-1), 1)[..., None]
     q = jnp.take_along_axis(b.q[..., -1, :], b.slate, axis=-1)  # [B, T, K]
-    advantage = q + (b.base[..., -1:] - b.value[..., -1:]) / shown
+    advantage = q + (b.slate_bias[..., -1:] - b.value[..., -1:]) / shown
     weight = jnp.minimum(jnp.exp(SHARPNESS * advantage / b.q_scale[-1]), MAX_WEIGHT)
     log_prob = ops.plackett_luce_log_prob(b.scores[..., -1, :], b.slate, b.slate_mask)
     loss = -b.mean(jnp.sum(jnp.where(b.slate_mask, weight * log_prob, 0.0), axis=-1)) / b.num_shown

@@ -5,13 +5,9 @@ It learns from the production ranker's logs in every round; its heads are those 
 
 from __future__ import annotations
 
-import functools
-
 import chex
 import jax.numpy as jnp
 
-from mmrf_jax.agents import supervised
-from mmrf_jax.agents.mmrf import networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import heads
 from mmrf_jax.signals import Signals
@@ -30,7 +26,3 @@ def weighted_sum(config: AgentConfig, raw: chex.Array, scale: chex.Array) -> che
     weights = jnp.array(signal_weights(config.all_signals))
     expected = heads.expected_feedback(config.all_signals, raw, scale) / scale[:, None]
     return jnp.einsum("s,...sc->...c", weights, expected)
-
-
-update = functools.partial(supervised.update, critic=networks.Critic)
-make = functools.partial(supervised.make, critic=networks.Critic, rank=weighted_sum)

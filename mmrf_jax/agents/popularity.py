@@ -31,7 +31,7 @@ def smoothed_means(signals: Signals, videos: np.ndarray, feedback: np.ndarray, n
     return statistics.shrunken_means(videos, values, num_videos, PRIOR)[:, :-1]
 
 
-def make(signals: Signals, means: np.ndarray) -> rankers.Ranker:
+def make_popularity_ranker(signals: Signals, means: np.ndarray) -> rankers.Ranker:
     """Return a policy that ranks all candidates by the means [V, S] of their main signal, as an arm of A/B tests."""
     main = signals.sign(signals.main) * means[:, signals.index(signals.main)]
     return rankers.Ranker(jnp.asarray(main, jnp.float32), rankers.nothing, _score, rankers.nothing)

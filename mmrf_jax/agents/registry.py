@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 
 from mmrf_jax import plugins, types
-from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, myopic, pareto, supervised, td3_bc, tscac, wide_deep
+from mmrf_jax.agents import bc, deepfm, iql, ltr, massa, pareto, supervised, td3_bc, tscac, wide_deep
 from mmrf_jax.agents.mmrf import acting, agent_state, encoding, networks, policy, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.envs import rankers
@@ -22,7 +22,9 @@ from mmrf_jax.models import representation
 def _actor_scores(
     config: AgentConfig, state: agent_state.AgentState, encoded: representation.Encoded, items
 ) -> chex.Array:
-    return acting.act(config, state.params["actor"], acting.critics_of(state, config), *encoded.user, items).scores
+    return acting.apply_actors(
+        config, state.params["actor"], acting.critics_of(state, config), *encoded.user, items
+    ).scores
 
 
 def _actors(config: AgentConfig) -> tuple[str, ...]:
@@ -42,30 +44,38 @@ class Method(NamedTuple):
       signals: config -> signals of the score columns; the last column is served.
       critic: the module of `state.params["critic"]`.
       configure: adapts a run's agent config to this method.
-      simulates: whether `update` takes a feedback model's output (`types.CounterfactualSlates`).
-      predicts: whether its critic is fitted to every signal.
-      collects: whether it collects the logs it learns from, in a closed loop; else the first policy keeps collecting.
+      uses_model: whether `update` takes a feedback model's output (`types.CounterfactualSlates`).
+      has_feedback_heads: whether its critic is fitted to every signal.
+      collects_on_policy: whether it collects the logs it learns from, in a closed loop; else the first policy keeps
+        collecting.
     """
 
     update: agent_state.Update
-    make_policy: Callable[..., rankers.Ranker] = policy.make
+    make_policy: Callable[..., rankers.Ranker] = policy.make_actor_ranker
     score: Callable[..., chex.Array] = _actor_scores
     signals: Callable[[AgentConfig], tuple[str, ...]] = _actors
     critic: Callable[[AgentConfig], nn.Module] = networks.Critic
     configure: Callable[[AgentConfig], AgentConfig] = lambda config: config
-    simulates: bool = False
-    predicts: bool = True
-    collects: bool = True
+    uses_model: bool = False
+    has_feedback_heads: bool = True
+    collects_on_policy: bool = True
 
 
-def _supervised(module, critic: Callable[[AgentConfig], nn.Module], rank: supervised.Rank, **fields) -> Method:
+def _supervised(
+    critic: Callable[[AgentConfig], nn.Module],
+    rank: supervised.Rank = supervised.by_main_signal,
+    only_main: bool = False,
+    **fields,
+) -> Method:
     """Build a method that ranks by predictions; its columns are the agents' signals."""
+    update = functools.partial(supervised.update, critic=critic, only_main=only_main)
+    make_policy = functools.partial(supervised.make_supervised_ranker, critic=critic, rank=rank)
 
     def score(config, state, encoded, items):
         raw = critic(config).apply(state.params["critic"], *encoded.user, items).feedback
         return supervised.scores(config, raw, rank(config, raw, state.reward_scale))
 
-    return Method(module.update, module.make, score, lambda config: config.agent_signals, critic, **fields)
+    return Method(update, make_policy, score, lambda config: config.agent_signals, critic, **fields)
 
 
 _with = functools.partial(functools.partial, dataclasses.replace)
@@ -79,17 +89,18 @@ def _alone(config: AgentConfig, **changes) -> AgentConfig:
 _alone_and_free = functools.partial(_alone, residual_actor=False)  # as published, even if MMRF adds to critics
 
 METHODS = {
-    "mmrf": Method(training_step.update, simulates=True),
-    "bc": Method(bc.update, configure=_alone_and_free, predicts=False, collects=False),
-    "wide_deep": _supervised(wide_deep, wide_deep.critic, supervised.by_main_signal),
-    "deepfm": _supervised(deepfm, deepfm.critic, supervised.by_main_signal),
+    "mmrf": Method(training_step.update, uses_model=True),
+    "bc": Method(bc.update, configure=_alone_and_free, has_feedback_heads=False, collects_on_policy=False),
+    "wide_deep": _supervised(wide_deep.critic),
+    "deepfm": _supervised(deepfm.critic),
     "pareto": Method(pareto.update, configure=_with(one_actor=True)),
     "tscac": Method(tscac.update, configure=_with(communication="none")),
-    "massa": Method(massa.update, configure=_with(communication="shared_latent"), simulates=True),
+    "massa": Method(massa.update, configure=_with(communication="shared_latent"), uses_model=True),
     "td3_bc": Method(td3_bc.update, configure=_alone_and_free),
     "iql": Method(iql.update, configure=_alone_and_free),
-    "ltr": _supervised(ltr, networks.Critic, ltr.weighted_sum, collects=False),
-    "myopic": _supervised(myopic, networks.Critic, supervised.by_main_signal, configure=_alone, predicts=False),
+    "ltr": _supervised(networks.Critic, ltr.weighted_sum, collects_on_policy=False),
+    # The main signal's prediction, without long-term value: what ranking for the session adds is the difference to it.
+    "myopic": _supervised(networks.Critic, only_main=True, configure=_alone, has_feedback_heads=False),
 }
 
 
@@ -140,19 +151,19 @@ def configured(name: str, config: AgentConfig, modules: Iterable[str] = ()) -> A
     """
     method = get(name, modules)
     if config.ablation != "none" and (
-        not method.simulates or (name != "mmrf" and config.ablation == "no_collaboration")
+        not method.uses_model or (name != "mmrf" and config.ablation == "no_collaboration")
     ):
         raise ValueError(
             f"agents.ablation={config.ablation!r} takes away what method {name!r} does not have; leave it at 'none'"
         )
-    if config.own_critics and not method.simulates:
+    if config.own_critics and not method.uses_model:
         raise ValueError(f"agents.critics='own' is for mmrf and massa, not for method {name!r}; leave it at 'shared'")
     return adapted(method, config)
 
 
 def adapted(method: Method, config: AgentConfig) -> AgentConfig:
     """Return the agent config of a method; without a feedback model, nothing is learned from unshown videos."""
-    config = config if method.simulates else dataclasses.replace(config, ablation="no_augmentation")
+    config = config if method.uses_model else dataclasses.replace(config, ablation="no_augmentation")
     return method.configure(config)
 
 

@@ -45,7 +45,7 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
     *,
     critic: Callable[[AgentConfig], nn.Module],
@@ -54,7 +54,7 @@ def update(
     """Run one regression step of all signals, or the main one, on shown videos: an `agent_state.Update`."""
     del simulated
     masks = batch.loss_masks()
-    exposed, count = masks.exposed, masks.counts().exposed
+    exposed, count = masks.exposure, masks.counts().exposure
     signals = config.agent_signals[-1:] if only_main else config.all_signals.names
     index = jnp.array([config.all_signals.index(s) for s in signals])
     weights = jnp.asarray(config.loss_weights)[index]
@@ -66,11 +66,11 @@ def update(
         return weights @ loss, {f"loss/{s}": loss[i] for i, s in enumerate(signals)}
 
     inputs = representation.gather(batch, items)
-    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    state, metrics, grad_norm = agent_state.step(state, inputs, loss_fn, config, lr_scale)
     return state, metrics | {"grad_norm": grad_norm}
 
 
-def make(
+def make_supervised_ranker(
     state: agent_state.AgentState,
     items: types.Items,
     config: AgentConfig,
@@ -85,7 +85,7 @@ def make(
       critic: the module of `state.params["critic"]`.
       rank: its scores are served with the spread 1 / tau of a trained actor's, so that sampled rankers explore equally.
     """
-    served = policy.make(state, items, config, temperature)
+    served = policy.make_actor_ranker(state, items, config, temperature)
     params = {name: value for name, value in served.params.items() if name not in ("actor", "critics")}
     params |= {"critic": state.params["critic"], "scale": state.reward_scale}
     return dataclasses.replace(served, params=params, score=_score(config, critic, rank))

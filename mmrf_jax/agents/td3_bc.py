@@ -22,7 +22,7 @@ ALPHA = 2.5
 def actor_loss(b: losses.ActorBatch, temperature: float) -> tuple[chex.Array, dict[str, chex.Array]]:
     """Compute the TD3+BC actor loss; see `agents.mmrf.training_step.Algorithm`."""
     del temperature
-    w = ops.soft_top_k(b.scores, b.num_shown, 1.0)  # [B, T, 1, C]
+    w = ops.relaxed_top_k(b.scores, b.num_shown, 1.0)  # [B, T, 1, C]
     # Centred, so that the value of showing anything at all is not credited to the policy.
     centred = b.q - b.q.mean(axis=-1, keepdims=True)
     value = jnp.sum(w * centred, axis=-1)[..., 0]  # [B, T]

@@ -26,8 +26,8 @@ CLOSENESS = 0.01  # lambda_i, of each auxiliary policy; tau is 0.25
 
 def closeness(scores: chex.Array, others: chex.Array, slate: int) -> chex.Array:
     """Compute Σ_c binary KL of the relaxed exposure of scores [..., C] from those of `others` [..., A, C]: [..., A]."""
-    w = ops.soft_top_k(scores, slate, 1.0)[..., None, :]
-    v = ops.soft_top_k(others, slate, 1.0)
+    w = ops.relaxed_top_k(scores, slate, 1.0)[..., None, :]
+    v = ops.relaxed_top_k(others, slate, 1.0)
     w, v = (jnp.clip(x, 1e-6, 1.0 - 1e-6) for x in (w, v))
     return jnp.sum(w * jnp.log(w / v) + (1.0 - w) * jnp.log((1.0 - w) / (1.0 - v)), axis=-1)
 

@@ -70,7 +70,3 @@ class Heads(nn.Module):
 def critic(config: AgentConfig) -> nn.Module:
     """Build the prediction network."""
     return supervised.Predictor(config, functools.partial(Heads, len(config.all_signals)))
-
-
-update = functools.partial(supervised.update, critic=critic)
-make = functools.partial(supervised.make, critic=critic, rank=supervised.by_main_signal)

@@ -32,7 +32,6 @@ from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.types import PyTree
 
 _ITEMS = ("state", "tables")
-_WHOLE = "default"  # the only item of steps written by an earlier version of this code
 _WRITTEN = 2  # peak disk usage in bytes for each byte of a state: orbax writes, then merges
 
 literal.make_globs_literal()
@@ -261,12 +260,8 @@ class Checkpoints:
 
     def _read(self, step: int, stored: dict[str, Any]) -> dict[str, jax.Array]:
         """Return the arrays of a step by name, each restored onto its target."""
-        folder = self._folder(step)
-        if (whole := folder / _WHOLE).exists():
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(whole, stored)
         if self._staging is not None:
-            found: Any = {}
+            folder, found = self._folder(step), dict[str, Any]()
             for item, part in (items := _by_item(stored)).items():
                 with ocp.StandardCheckpointer() as checkpointer:
                     found[item] = checkpointer.restore(folder / item, part)

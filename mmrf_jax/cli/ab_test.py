@@ -35,7 +35,7 @@ def main() -> None:
     from mmrf_jax.parallel import multihost
     from mmrf_jax.parallel.partitioner import Partitioner
     from mmrf_jax.report import plots
-    from mmrf_jax.training import arms, configs, evaluate, restore, result_tables, run_folder
+    from mmrf_jax.training import arms, configs, restore, result_tables, run_folder, simulated_tests
 
     config = configs.override(common.resolve_run(_CONFIG), ab_test={"sessions": _SESSIONS.value})
     common.check_world(config)
@@ -52,10 +52,9 @@ def main() -> None:
     policies = {name: arms.policy_of(arm, source, partitioner) for name, arm in zip(names, _ARMS.value, strict=True)}
     if _AA.value:
         (policy,) = policies.values()
-        result = evaluate.aa_tests(config, source, policy, partitioner, _AA.value, _CUPED.value)
+        result = simulated_tests.run_aa_tests(source, policy, partitioner, _AA.value, _CUPED.value)
     else:
-        result = evaluate.compare(
-            config,
+        result = simulated_tests.run_ab_test(
             source,
             policies,
             partitioner,

@@ -17,7 +17,7 @@ def main() -> None:
     config = common.resolve_run(_CONFIG)
     if config.source != "logs":
         raise ValueError(f"config.source is {config.source!r}; this checks logs: use --config=logs")
-    print(own_logs.read(config.own_logs, quiet=True).describe())
+    print(own_logs.read_own_log(config.own_logs, quiet=True).describe())
 
 
 def run() -> None:

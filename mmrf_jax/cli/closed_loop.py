@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmrf_jax.cli import common, parsing, serving
-from mmrf_jax.io import copies, extras, files
+from mmrf_jax.io import copies, extras, files, tables
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.training import configs, run_folder
 
@@ -56,7 +56,7 @@ def main() -> None:
 def _loop(config, folder: Path, clients) -> None:
     """Run the remaining rounds; `clients` is the module."""
     from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import restore, sources
+    from mmrf_jax.training import restore, simulator_source
 
     asked = {"config": configs.as_dict(config), "sessions": _SESSIONS.value, "temperature": _TEMPERATURE.value}
     done = _Done(folder / "loop.json", files.plain(asked))
@@ -78,13 +78,13 @@ def _loop(config, folder: Path, clients) -> None:
         contextlib.closing(output),
         serving.service(current, folder / "served", output.folder / "serve.log", temperature) as server,
     ):
-        users = clients.Clients(source.sim, sources.log_key(config.seed), config.ab_test.day, server.url)
+        users = clients.Clients(source.sim, simulator_source.log_key(config.seed), config.ab_test.day, server.url)
         for number in range(len(done.rounds) + 1, _ROUNDS.value + 1):
             row = done.served(number)
             first = _FIRST_USER + number * _USERS_A_ROUND
             if row is None:
                 phase(f"round {number}: serve")
-                row = _served(
+                row = _serve_round(
                     users, serving.health(server.url)["artifact"], first + done.tried(f"{number}") * _USERS_A_TRY
                 )
                 done.keep(number, row)
@@ -102,7 +102,7 @@ def _loop(config, folder: Path, clients) -> None:
     print("\n".join(table(done.production or {}, done.rounds)))
 
 
-def _served(users, artifact: str, first_user: int) -> dict[str, Any]:
+def _serve_round(users, artifact: str, first_user: int) -> dict[str, Any]:
     """Serve one session to each of a round's users with an artefact; return the metrics."""
     visits = users.visit(first_user, _SESSIONS.value, progress=counted("visits", _SESSIONS.value))
     return {
@@ -129,13 +129,11 @@ class _Done:
         self._all: dict[str, Any] = {"asked": asked, "production": None, "rounds": [], "tries": {}, "served": {}}
         if path.exists():
             self._all = run_folder.read_json(path)
-            before, now = run_folder.flat(self._all["asked"]), run_folder.flat(asked)
-            for name in sorted(before.keys() | now.keys()):
-                if before.get(name) != now.get(name) and not run_folder.is_free(name.removeprefix("config.")):
-                    raise ValueError(
-                        f"{path.parent} was made with {name}={before.get(name)!r}, now it is {now.get(name)!r}; use "
-                        "another --workdir"
-                    )
+            if (found := run_folder.first_difference(self._all["asked"], asked, "config.")) is not None:
+                name, before, now = found
+                raise ValueError(
+                    f"{path.parent} was made with {name}={before!r}, now it is {now!r}; use another --workdir"
+                )
 
     @property
     def production(self) -> dict[str, float] | None:
@@ -250,17 +248,14 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[str]:
     """Format the loop's rounds as Markdown, and say whether watch time has grown."""
-    lines = [
-        "| round | ranker | sessions | watch time, s per session | depth, videos | failed requests |",
-        "|---|---|---|---|---|---|",
-        f"| – | production | – | {production['mean']:,.0f} ± {production['ci95']:,.0f} | – | – |",
-    ]
+    header = ("round", "ranker", "sessions", "watch time, s per session", "depth, videos", "failed requests")
+    rows = [["–", "production", "–", f"{production['mean']:,.0f} ± {production['ci95']:,.0f}", "–", "–"]]
     for row in rounds:
-        time_, depth = row["watch_time"], row["depth"]
-        lines.append(
-            f"| {row['round']} | {row['artifact']} | {row['sessions']:,} | {time_['mean']:,.0f} ± {time_['ci95']:,.0f} "
-            f"| {depth['mean']:.1f} ± {depth['ci95']:.1f} | {row['failed'] + row['failed_during_swap']} |"
-        )
+        watched, depth, failed = row["watch_time"], row["depth"], row["failed"] + row["failed_during_swap"]
+        cells = [f"{row['round']}", row["artifact"], f"{row['sessions']:,}"]
+        cells.append(f"{watched['mean']:,.0f} ± {watched['ci95']:,.0f}")
+        rows.append([*cells, f"{depth['mean']:.1f} ± {depth['ci95']:.1f}", f"{failed}"])
+    lines = [tables.markdown(header, rows)]
     for before, after in itertools.pairwise(rounds):
         a, b = before["watch_time"], after["watch_time"]
         gain, half = b["mean"] - a["mean"], float(np.hypot(a["ci95"], b["ci95"]))

@@ -19,7 +19,7 @@ def main() -> None:
     from mmrf_jax.data import records
     from mmrf_jax.parallel import multihost
     from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import arms, restore, sources
+    from mmrf_jax.training import arms, restore, simulator_source
 
     config = common.resolve_run(_CONFIG)
     common.check_world(config)
@@ -28,22 +28,19 @@ def main() -> None:
     common.check_output("out", _OUT.value)
     partitioner = Partitioner()
     source = restore.source_of(config, partitioner)
-    assert source.sim is not None
     policy = arms.policy_of(_POLICY.value, source, partitioner)
-    log = sources.collect_log(
-        source.sim,
+    log = simulator_source.collect_log(
+        source,
         policy,
-        config.seed,
         first_user=_FIRST_USER.value,
         sessions=_SESSIONS.value,
-        k=source.spec.slate,
         progress=restore.counted_in_parts,
         keep_scores=True,
         random_share=config.collect.random_share,
     )
     if not multihost.is_primary():
         return
-    records.write_log(log, _OUT.value, source.spec, sources.world_origin(config))
+    records.write_log(log, _OUT.value, source.spec, simulator_source.world_origin(config))
     print(f"{log.num_sessions} sessions, {log.num_requests} requests -> {_OUT.value}")
 
 

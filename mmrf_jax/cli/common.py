@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 # glibc's malloc returns large blocks to the system, so that every step page-faults its temporaries again: an update of
 # the main job takes 52 ms, but 38 ms if blocks are retained. M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD:
@@ -37,11 +36,6 @@ from mmrf_jax.io import extras, files, progress, storage
 from mmrf_jax.io.progress import say
 from mmrf_jax.parallel import ending
 from mmrf_jax.training import configs, run_folder, startup
-
-if TYPE_CHECKING:
-    from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import sources
-    from mmrf_jax.training.train_state import TrainState
 
 _NAMED_WITHIN = 10.0  # seconds from an error of the network until the heartbeats have named a process
 _LIBRARIES = ("orbax", "etils", "matplotlib")
@@ -283,16 +277,6 @@ def resolve_run(flag) -> configs.Run:
     return configs.run_of(resolve(flag).to_dict())
 
 
-def load_run(flag, workdir: Path) -> tuple[configs.Run, sources.Source, TrainState, Partitioner]:
-    """Return the config of a run with the flag's overrides, its source, its newest state, and the partitioner."""
-    from mmrf_jax.parallel.partitioner import Partitioner
-    from mmrf_jax.training import restore
-
-    config, partitioner = resolve_run(flag), Partitioner()
-    source = restore.source_of(config, partitioner, workdir=workdir)
-    return config, source, restore.load_state(config, source, workdir, partitioner), partitioner
-
-
 def imports() -> list[str]:
     """Return --import as a flag for the commands that this one starts."""
     return [f"--import={','.join(_IMPORT.value)}"] if _IMPORT.value else []
@@ -307,7 +291,7 @@ def resolve(flag) -> ml_collections.ConfigDict:
     config = flag.value
     if config is None:
         raise ValueError(f"no config; use --config={WORLD}")
-    resolved = configs.resolve(config.to_dict(), config_flags.get_override_values(flags.FLAGS[flag.name]))
+    resolved = configs.resolve_config(config.to_dict(), config_flags.get_override_values(flags.FLAGS[flag.name]))
     if config.quick:  # its time is compilation, so optimise less
         from mmrf_jax.parallel import programs
 

@@ -20,7 +20,7 @@ def main(folders: list[str]) -> None:
         from mmrf_jax.training import comparison
 
     common.check_output("out", _OUT.value)
-    runs, notes = comparison.load([files.user_path(folder, "RUN") for folder in folders], _RUNS.value)
+    runs, notes = comparison.load_runs([files.user_path(folder, "RUN") for folder in folders], _RUNS.value)
     files.write_text(_OUT.value, compare.build(runs, notes))
     print(_OUT.value)
 

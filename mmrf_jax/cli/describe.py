@@ -8,19 +8,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmrf_jax import fields
+from mmrf_jax.io import files
 from mmrf_jax.training import configs
 
 
 def describe(config: ConfigDict) -> str:
     """Return two lines for each field of a config: the flag with the config's value, and what it accepts and means."""
     values = {name: value for name, value in config.to_dict().items() if name not in ("when_quick", "variants")}
-    declared = configs.specs(values)
+    declared = configs.declared_fields(values)
     lines = []
-    for name, value in configs.flat(values).items():
+    for name, value in files.flat(values).items():
         if (spec := declared.get(name)) is not None:
             value = spec.default if value is None else value
             lines += [f"--config.{name}={_text(value)}", f"    {accepts(spec)}: {spec.metadata['meaning']}"]
-    if quick := configs.flat(config.to_dict().get("when_quick") or {}):
+    if quick := files.flat(config.to_dict().get("when_quick") or {}):
         lines += [
             "with --config.quick=True:",
             *(f"    --config.{name}={_text(value)}" for name, value in quick.items()),

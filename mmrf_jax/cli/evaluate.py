@@ -16,14 +16,13 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.training import evaluate, result_tables, steps, world_truth
+    from mmrf_jax.training import evaluate, restore, result_tables, world_truth
 
-    config, source, state, partitioner = common.load_run(_CONFIG, _WORKDIR.value)
-    plan = steps.plan_of(config, source.spec.signals)
-    result = evaluate.evaluate(evaluate.TrainedRun(config, plan, source, state, partitioner), thorough=True)
-    if source.truth is not None:
+    run = restore.load_run(common.resolve_run(_CONFIG), _WORKDIR.value)
+    result = evaluate.evaluate_run(run, thorough=True)
+    if run.source.truth is not None:
         phase("truth")
-        result |= world_truth.compare(source, plan, state, source.test()["test"], source.train)
+        result |= world_truth.compare_with_truth(run)
     files.write_json(_WORKDIR.value / "evaluation.json", result)
     result_tables.print_results(result)
 

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from mmrf_jax import configs, fields
 from mmrf_jax.cli import endings
+from mmrf_jax.io import files
 from mmrf_jax.training import configs as run_configs
 
 _DESCRIBE = "List the fields of the config with default, type, range and meaning, and exit."
@@ -76,7 +77,7 @@ def _parse(argv: list[str]) -> list[str]:
             argv = _with_config_file(argv)
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
-            run_configs.validate(config.to_dict())
+            run_configs.validate_config(config.to_dict())
     except BrokenPipeError:  # the reader of the help is gone
         raise
     except flags.Error as error:
@@ -135,12 +136,12 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
     """Return the message for the first --config.FIELD that the config does not have; None if it has them all."""
     if (config := _config(argv)) is None:
         return None
-    names = run_configs.flat(config.to_dict())
+    names = files.flat(config.to_dict())
     for argument in argv:
         if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             name = found[1]
             if not any(other == name or other.startswith(f"{name}.") for other in names):
-                return run_configs.unknown(name, names)
+                return run_configs.unknown_field(name, names)
     return None
 
 

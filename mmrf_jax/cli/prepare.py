@@ -52,9 +52,9 @@ def main() -> None:
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
         if _ENGINE.value == "beam":
-            engine = tasks.pipelines([f"--{option}" for option in _OPTIONS.value])
+            engine = tasks.beam_pipelines([f"--{option}" for option in _OPTIONS.value])
         else:
-            engine = stack.enter_context(tasks.processes(_WORKERS.value))
+            engine = stack.enter_context(tasks.worker_processes(_WORKERS.value))
         memory = stack.enter_context(_Memory())
         rows, new = prepare(config, engine)
     seconds = time.monotonic() - start
@@ -65,13 +65,13 @@ def main() -> None:
 def _kuairand(config, engine) -> tuple[int, bool]:
     """Prepare KuaiRand; return the rows of its log, and whether there was something to do."""
     from mmrf_jax.data.readers import kuairand
-    from mmrf_jax.training import sources
+    from mmrf_jax.training import log_source
 
     if _SOURCE.value is None:
         raise ValueError("no folder of KuaiRand's CSV files; use --source=DIR")
     files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
-    wanted = sources.kuairand_config(config)
+    wanted = log_source.kuairand_config(config)
     log = kuairand.prepare_log(_SOURCE.value, _OUT.value, wanted, engine, counted)
     rows = sum(counts["rows"] for counts in log.report["log"].values())
     _say(rows, _OUT.value, log.report["splits"])
@@ -85,7 +85,11 @@ def _logs(config, engine) -> tuple[int, bool]:
 
     files.check_writable(_OUT.value.parent, "--out")
     before = _OUT.value.exists()
-    log = SessionLog.open(_OUT.value) if before else own_logs.read(config.own_logs, folder=_OUT.value, engine=engine)
+    log = (
+        SessionLog.open(_OUT.value)
+        if before
+        else own_logs.read_own_log(config.own_logs, folder=_OUT.value, engine=engine)
+    )
     counts = ("users", "sessions", "requests", "rows")
     splits = {name: {key: of[key] for key in counts} for name, of in log.report["splits"].items()}
     _say(log.report["rows"], _OUT.value, splits)

@@ -14,10 +14,10 @@ _CONFIG = common.define_run_config(sys.argv)
 
 
 def main() -> None:
-    from mmrf_jax.training import run_report
+    from mmrf_jax.training import restore, run_report
 
-    config, source, state, _ = common.load_run(_CONFIG, _WORKDIR.value)
-    print(run_report.write_report(config, source, state, _WORKDIR.value))
+    run = restore.load_run(common.resolve_run(_CONFIG), _WORKDIR.value)
+    print(run_report.write_report(run, _WORKDIR.value))
 
 
 def run() -> None:

@@ -92,7 +92,7 @@ def main() -> None:
     listening.listen(1024)
     say(f"serving artefact {made.ranker.id} on http://{_HOST.value}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
-        app.make(
+        app.make_app(
             made, limits, () if "string" in (made.ranker.video_ids, made.ranker.user_ids) else (page.router(made),)
         ),
         http=connections.protocol(_TIMEOUT.value, _room()),

@@ -30,21 +30,21 @@ _RUNS = common.define_path("runs", "runs/study", "Folder of the runs, shared by 
 
 
 def main() -> None:
-    from mmrf_jax.sweeps import off_policy_study, search, sweep
+    from mmrf_jax.sweeps import measurements, off_policy_study, search, study, sweep
 
     config, out = common.resolve(_CONFIG), _OUT.value
     common.check_output("out", out / "table.json")
     if "space" in config:
-        print(search.format_table(search.run(config, out), config))
+        print(search.format_trials(search.run_search(config, out), config))
         return
     if "policies" not in config:
-        sweep.check(sweep.Study(config, out, _RUNS.value))  # before creating the folder
+        sweep.check_study(study.Study(config, out, _RUNS.value))  # before creating the folder
     out.mkdir(parents=True, exist_ok=True)
     if "policies" in config:
         with files.held(out):
-            print(off_policy_study.format_table(off_policy_study.run(config, out)))
-    elif (table := sweep.run(config, out, _RUNS.value)) is not None:
-        print(sweep.format_table(table))
+            print(off_policy_study.format_errors(off_policy_study.run_error_study(config, out)))
+    elif (table := sweep.run_study(config, out, _RUNS.value)) is not None:
+        print(measurements.format_study(table))
 
 
 def run() -> None:

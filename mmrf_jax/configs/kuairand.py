@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.training import configs
+from mmrf_jax.training import config_sections, configs
 
 _SIZES: Any = {"dim": 48, "id_dim": 16, "user_dim": 16, "learning_rate": 1e-3, "table_learning_rate": 0.03}
 _WEIGHTS = (1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 0.1)  # long plays are rare and large
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     run = configs.Run(
         source="kuairand",
         world=None,
-        data=configs.KuaiRandData(),
+        data=config_sections.KuaiRandData(),
         agents=AgentConfig(
             **_SIZES,
             signal_weights=_WEIGHTS,
@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
             residual_actor=True,
             discount=0.0,  # Pure has only a few videos per feed, so a session's end there says little about the user
         ),
-        alternation=configs.Alternation(rounds=1, closed_loop=False),  # three overfit: chosen on 05-03
-        feedback=configs.Feedback(**_SIZES, signal_weights=_WEIGHTS, dropout=0.4, batch=128),
-        train=configs.Train(batch=128, segment=4),
-        ab_test=configs.ABTest(arms=("logged", "random")),
+        alternation=config_sections.Alternation(rounds=1, closed_loop=False),  # three overfit: chosen on 05-03
+        feedback=config_sections.Feedback(**_SIZES, signal_weights=_WEIGHTS, dropout=0.4, batch=128),
+        train=config_sections.Train(batch=128, segment=4),
+        ab_test=config_sections.ABTest(arms=("logged", "random")),
     )
     return configs.to_config_dict(
         run,

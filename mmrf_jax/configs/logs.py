@@ -9,19 +9,19 @@ docs/own-data.md explains the schema; `mmrf check-data` with the same config pri
 from ml_collections import ConfigDict
 
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.training import configs
+from mmrf_jax.training import config_sections, configs
 
 
 def get_config() -> ConfigDict:
     run = configs.Run(
         source="logs",
         world=None,
-        data=configs.OwnLogs(),
+        data=config_sections.OwnLogs(),
         agents=AgentConfig(dropout=0.2, residual_actor=True),
-        alternation=configs.Alternation(rounds=1, closed_loop=False),
-        feedback=configs.Feedback(dropout=0.2),
-        train=configs.Train(segment=4),
-        ab_test=configs.ABTest(arms=()),
+        alternation=config_sections.Alternation(rounds=1, closed_loop=False),
+        feedback=config_sections.Feedback(dropout=0.2),
+        train=config_sections.Train(segment=4),
+        ab_test=config_sections.ABTest(arms=()),
     )
     return configs.to_config_dict(
         run,

@@ -108,7 +108,7 @@ class SessionLog:
             raise FileExistsError(f"{folder} exists; remove it or name another folder")
         given = {"log": log, "items": items, "users": users, "candidates": candidates}
         with copies.built(folder.parent, folder.name) as parent:
-            prepare.prepare(given, schema, parent / folder.name, engine)
+            prepare.prepare_frame_log(given, schema, parent / folder.name, engine)
         made = dataclasses.replace(cls.open(folder), _temporary=temporary)
         return made if quiet else made.said()
 
@@ -215,12 +215,12 @@ class SessionLog:
         )
 
 
-def describe(log: Any, schema: schemas.Schema, items: Any = None, users: Any = None, candidates: Any = None) -> str:
+def describe_log(log: Any, schema: schemas.Schema, items: Any = None, users: Any = None, candidates: Any = None) -> str:
     """Return what reading a log would assume and leave out, with counts; arguments as of `SessionLog.from_frame`."""
     return SessionLog.from_frame(log, schema, items, users, candidates, quiet=True).describe()
 
 
-def key_of(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
+def log_key(tables: Mapping[str, Any], schema: schemas.Schema) -> str:
     """Return 16 hex digits that identify tables given by path, by names, sizes and times of change, and the schema.
 
     Args:
@@ -244,27 +244,15 @@ def arrays_of(items: types.Items) -> dict[str, np.ndarray]:
     return {name: np.asarray(getattr(items, name)) for name in _ARRAYS}
 
 
-def write(
-    folder: Path,
-    *,
-    schema: schemas.Schema,
-    items: types.Items,
-    item_ids: np.ndarray,
-    user_ids: np.ndarray,
-    profiles: np.ndarray,
-    vocabularies: Mapping[str, np.ndarray],
-    encoders: Mapping[str, list[dict[str, Any]]],
-    report: Mapping[str, Any],
-    digest: str,
-) -> None:
-    """Write all but the sessions of a log; arguments as the attributes of `SessionLog`."""
-    texts = {_VOCABULARIES[name]: found for name, found in vocabularies.items()}
-    files.write_arrays(folder / "items.npz", {"id": item_ids, **arrays_of(items), **texts})
-    files.write_arrays(folder / "users.npz", {"id": user_ids, "profile": profiles})
-    about = {"version": VERSION, "schema": schema.as_dict(), "digest": digest}
-    sizes = {name: getattr(items, name) for name in ("num_embeddings", "num_authors", "num_tags")}
-    about |= {"items": sizes, "encoders": encoders, "report": report}
-    files.write_json(folder / ABOUT, about)  # last: it says that the log is complete
+def write_log_files(log: SessionLog) -> None:
+    """Write all but the sessions of a log to its folder."""
+    texts = {_VOCABULARIES[name]: found for name, found in log.vocabularies.items()}
+    files.write_arrays(log.folder / "items.npz", {"id": log.item_ids, **arrays_of(log.items), **texts})
+    files.write_arrays(log.folder / "users.npz", {"id": log.user_ids, "profile": log.profiles})
+    about = {"version": VERSION, "schema": log.schema.as_dict(), "digest": log.digest()}
+    sizes = {name: getattr(log.items, name) for name in ("num_embeddings", "num_authors", "num_tags")}
+    about |= {"items": sizes, "encoders": log.encoders, "report": log.report}
+    files.write_json(log.folder / ABOUT, about)  # last: it says that the log is complete
 
 
 def _described(name: str, kind: str, mean: Sequence[float], log: bool, vocabulary: Sequence[str], **_: Any) -> str:

@@ -1,6 +1,7 @@
 """Features of one item, user or request from values by name, with the encoders that a log's tables were read with.
 
-An encoder is the plain form of `readers.frame.features.Encoder`: {"name", "kind", "mean", "std", "log", "vocabulary"}.
+An encoder is the plain form of `readers.frame.features.ColumnEncoder`: {"name", "kind", "mean", "std", "log",
+"vocabulary"}.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ Encoders = Sequence[Mapping[str, Any]]
 _DAY_SECONDS = 86_400.0
 
 
-def plain(names: Sequence[str]) -> list[dict[str, Any]]:
+def plain_encoders(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return encoders that leave numbers unchanged."""
     same = {"kind": "number", "mean": [0.0], "std": [1.0], "log": False, "vocabulary": []}
     return [{"name": name, **same} for name in names]
 
 
-def encode(encoders: Encoders, given: Mapping[str, Any]) -> np.ndarray:
+def encode_named(encoders: Encoders, given: Mapping[str, Any]) -> np.ndarray:
     """Return features [D] float32 of values by name; what is left out or None is the average, zeros.
 
     Args:

@@ -63,7 +63,7 @@ def layout(spec: InputSpec) -> tuple[tuple[str, bool, str, tuple[int, ...]], ...
     )
 
 
-def pack(log: Sessions, spec: InputSpec) -> bytes:
+def pack_sessions(log: Sessions, spec: InputSpec) -> bytes:
     """Pack a block of sessions into bytes; the shapes of `log` must match `spec`."""
     scored = log.scores is not None
     parts = [_HEADER.pack(_MAGIC, VERSION, log.num_sessions, log.num_requests, int(scored))]
@@ -75,7 +75,7 @@ def pack(log: Sessions, spec: InputSpec) -> bytes:
     return b"".join(parts)
 
 
-def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> Sessions:
+def unpack_sessions(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> Sessions:
     """Unpack several blocks into one log, in the order of the blocks.
 
     Raises:
@@ -130,10 +130,12 @@ def unpack(blocks: Sequence[bytes | np.ndarray], spec: InputSpec) -> Sessions:
     return Sessions(offsets=offsets, scores=arrays.pop("scores", None), **arrays)
 
 
-def blocks(log: Sessions, spec: InputSpec, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
+def packed_blocks(log: Sessions, spec: InputSpec, sessions_per_record: int = SESSIONS_PER_RECORD) -> Iterator[bytes]:
     """Pack a log block by block; an empty log gives one empty block."""
     for start in range(0, max(log.num_sessions, 1), sessions_per_record):
-        yield pack(select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), spec)
+        yield pack_sessions(
+            select_sessions(log, np.arange(start, min(start + sessions_per_record, log.num_sessions))), spec
+        )
 
 
 def write_log(
@@ -165,7 +167,7 @@ def write_log(
             part = select_sessions(log, np.arange(start, min(start + SESSIONS_PER_FILE, log.num_sessions)))
             name = f"sessions-{i:05d}-of-{len(starts):05d}.array_record"
             writer = array_records().ArrayRecordWriter(str(folder / name), "group_size:1")
-            for block in blocks(part, spec):
+            for block in packed_blocks(part, spec):
                 writer.write(block)
             writer.close()
             parts.append({"name": name, "sessions": part.num_sessions, "requests": part.num_requests})
@@ -284,7 +286,7 @@ class Blocks:
                 reader.close()
             except Exception as error:  # the C++ reader raises several kinds
                 raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); collect the log again") from error
-        return unpack([found[block] for block in blocks.tolist()], self.spec)
+        return unpack_sessions([found[block] for block in blocks.tolist()], self.spec)
 
 
 def read_log(

@@ -6,7 +6,7 @@ All functions use NumPy without a Python loop over sessions. `mmrf_jax.data.reco
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,26 @@ def gather_segments(log: Sessions, index_rows: np.ndarray, num_requests: int) ->
         terminated=last & log.terminated[session][:, None],
         truncated=last & log.truncated[session][:, None],
     )
+
+
+def padded_batches(
+    log: Sessions, index: np.ndarray, size: int, num_requests: int
+) -> Iterator[tuple[slice, types.SessionBatch, np.ndarray]]:
+    """Yield segments in batches of `size`, the last one padded by repetition.
+
+    Args:
+      log: the sessions.
+      index: [n, 2] rows of `segment_index(log, num_requests)`.
+      size: B.
+      num_requests: T.
+
+    Yields:
+      The rows of `index`, their batch, and [B, T] bool where a request is one of theirs.
+    """
+    for start in range(0, len(index), size):
+        rows = slice(start, min(start + size, len(index)))
+        batch = gather_segments(log, np.resize(index[rows], (size, 2)), num_requests)
+        yield rows, batch, batch.mask[:, :-1] & (np.arange(size) < rows.stop - start)[:, None]
 
 
 def _history(log: Sessions, session: np.ndarray, first: np.ndarray, start: np.ndarray) -> types.Exposure:

@@ -33,7 +33,7 @@ class Blocks(Protocol):
         """Read the sessions of some blocks, in the given order."""
 
 
-def spread(blocks: Blocks, number: int) -> np.ndarray:
+def spread_blocks(blocks: Blocks, number: int) -> np.ndarray:
     """Return positions of blocks, evenly spaced over a log, with about `number` sessions in total (at most all)."""
     count, total = len(blocks.sessions), int(blocks.sessions.sum(dtype=np.int64))
     chosen = count if total <= number else max(count * number // total, 1)
@@ -59,7 +59,7 @@ class Beginning:
         return sessions.select_sessions(log, sessions.ragged_arange(starts, self.sessions[blocks]))
 
 
-class Part:
+class LogPart:
     """The sessions of a log that this process trains on: a range of the shuffled blocks.
 
     Attributes:
@@ -115,14 +115,16 @@ class Part:
         return sessions.select_sessions(self._blocks.read([block]), np.arange(first, last))
 
 
-class Batches:
+class BatchRows:
     """The rows of each batch that belong to this process.
 
     Attributes:
       segments: [slots] int64 number of segments in the shard of each of this process's slots.
     """
 
-    def __init__(self, part: Part, slots: np.ndarray, batch: int, num_requests: int, kept: np.ndarray, seed: Sequence):
+    def __init__(
+        self, part: LogPart, slots: np.ndarray, batch: int, num_requests: int, kept: np.ndarray, seed: Sequence
+    ):
         """Assign shards of the part to slots.
 
         Args:
@@ -197,7 +199,7 @@ class _Pass:
 
 
 @contextlib.contextmanager
-def ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[Iterator[Any]]:
+def prefetch(make: Callable[[int], Any], first: int, last: int) -> Iterator[Iterator[Any]]:
     """Return a context with an iterator of `make(first)` … `make(last - 1)`; a thread makes the next one in advance."""
 
     def results() -> Iterator[Any]:

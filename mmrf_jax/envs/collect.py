@@ -43,7 +43,6 @@ def collect(
     first_user: int,
     num_sessions: int,
     day: int,
-    k: int,
     slots: int | None = None,
     keep_scores: bool = False,
     progress: Callable[[int], None] = lambda done: None,
@@ -62,12 +61,12 @@ def collect(
     # Use one device from the first call on: a program is compiled for the placement of its arrays.
     here = Partitioner(jax.local_devices()[:1])
     env, policy, key = here.replicate((env, policy, key))
-    state = rollout.begin(env, policy, key, first_user, num_sessions, day, slots=size)
+    state = rollout.reset_slots(env, policy, key, first_user, num_sessions, day, slots=size)
     state = here.replicate(state)
     requests: list[dict[str, np.ndarray]] = []
     sessions: list[dict[str, np.ndarray]] = []
     while True:
-        state, record = rollout.unroll(env, policy, key, day, state, num_steps=_UNROLL, k=k)
+        state, record = rollout.unroll(env, policy, key, day, state, num_steps=_UNROLL)
         host = jax.tree.map(np.asarray, jax.device_get(record))
         live = host.live
         requests.append(

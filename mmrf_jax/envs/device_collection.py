@@ -88,9 +88,7 @@ def collect_on_devices(
     sizes = {"share": each, "slots": size, "width": layout.bytes_per_session // 4}
     served = _begin(env, policy, key, constant, *mine, **sizes, partitioner=partitioner)
     while True:
-        served, chunk, ended = _unroll(
-            env, policy, key, constant, weights, served, k=spec.slate, partitioner=partitioner
-        )
+        served, chunk, ended = _unroll(env, policy, key, constant, weights, served, partitioner=partitioner)
         chunks.append(chunk)
         sums += multihost.fetch(chunk.sums).sum(axis=0, dtype=np.float64)
         done = int(multihost.fetch(ended).sum())
@@ -117,13 +115,13 @@ def _begin(env, policy, key, day, users, queue, *, share, slots, width, partitio
     return partitioner.shard_users(one_device, num_replicated=4)(env, policy, key, day, users, queue)
 
 
-@programs.program(often=True, static_argnames=("k", "partitioner"), donate_argnames="served")
-def _unroll(env, policy, key, day, weights, served, *, k, partitioner):
+@programs.program(often=True, static_argnames="partitioner", donate_argnames="served")
+def _unroll(env, policy, key, day, weights, served, *, partitioner):
     """Serve `_STEPS` requests of every slot; also return the number of ended sessions [devices]."""
 
     def one_device(env, policy, key, day, weights, served):
         def step(served, _):
-            return _step(env, policy, key, day, served, k)
+            return _step(env, policy, key, day, served)
 
         served, made = jax.lax.scan(step, _without_axis(served), length=_STEPS)
         requests, exposures, user, position, shown, feedback = (x.reshape(-1, *x.shape[2:]) for x in made)
@@ -134,7 +132,7 @@ def _unroll(env, policy, key, day, weights, served, *, k, partitioner):
     return partitioner.shard_users(one_device, num_replicated=5)(env, policy, key, day, weights, served)
 
 
-def _step(env, policy, key, day, served: _Served, k: int):
+def _step(env, policy, key, day, served: _Served):
     """Serve one request of every slot; the histories of sessions that begin go to their users' rows."""
     slots = rollout.refill(env, policy, key, day, served.slots)
     assert slots.history is not None
@@ -143,7 +141,7 @@ def _step(env, policy, key, day, served: _Served, k: int):
     users = served.length.shape[0]
     begun = jnp.where((slots.index < slots.num_users) & (slots.position == 0), slots.index, users)
     sessions = served.sessions.at[begun].set(here, mode="drop")
-    slots, record, _, _ = rollout.advance(env, policy, key, day, slots, k)
+    slots, record, _, _ = rollout.step_slots(env, policy, key, day, slots)
     over = record.live & (record.terminated | record.truncated)
     at = jnp.where(over, record.index, users)
     served = _Served(

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ class ArraySpec:
         return bool(fits and np.all(x >= self.low) and np.all(x <= self.high))
 
 
-class Environment(struct.PyTreeNode):
+class Environment(struct.PyTreeNode, abc.ABC):
     """Sessions of B users whom an agent shows slates of K of C candidates.
 
     Observation: see `Observation`, and `observation_spec` for sizes and bounds.
@@ -128,6 +129,7 @@ class Environment(struct.PyTreeNode):
     signals: Signals = struct.field(pytree_node=False)
     slate_size: int = struct.field(pytree_node=False)
 
+    @abc.abstractmethod
     def reset_env(
         self, key: types.Key, params: Any, user_ids: chex.Array, day: chex.Numeric
     ) -> tuple[types.Request, types.Exposure, Any]:
@@ -142,19 +144,18 @@ class Environment(struct.PyTreeNode):
         Returns:
           The first request of each user, the history that the user arrives with [B, H], and the hidden state.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step_env(self, key: types.Key, state: Any, slate: chex.Array, params: Any) -> tuple[StepResult, Any]:
         """Show slates [B, K] of distinct positions to users whose sessions have not ended.
 
         Returns:
           The result and the next hidden state.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def next_visit(self, key: types.Key, state: Any, params: Any) -> chex.Array:
         """Return the days [B] int32 until the next visit of users whose sessions have ended."""
-        raise NotImplementedError
 
     @property
     def reference_policies(self) -> Mapping[str, PrivilegedPolicy | Ranker]:

@@ -29,9 +29,6 @@ _MAX_REQUESTS = 65_536  # of the log, held on the device
 _REQUESTS_A_SESSION = 4  # a longer log gives at most one session per this many requests
 
 
-_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
-
-
 @struct.dataclass
 class Pool:
     """The part of a log that provides session starts and candidates: n sessions, r requests, padding."""
@@ -77,7 +74,7 @@ class SimulatedState:
     memory: Any  # [B, 2, ...] of the twins' user encoder, user axis first, as in every state
 
 
-def make(
+def make_learned_env(
     state: FeedbackState,
     items: types.Items,
     config: FeedbackConfig,
@@ -104,7 +101,7 @@ def make(
         raise ValueError("the feedback simulator starts from logged sessions, but the log has none; use another log")
     params = FeedbackParams(
         params=state.params,
-        encodings=_encode_catalogue(state, items, config),
+        encodings=network.encode_items(state, items, config),
         users=network.twin_rows({"user": state.tables[embeddings.USER_TABLE].rows})["user"],
         items=items,
         scale=state.scale,
@@ -188,7 +185,7 @@ def step(key: types.Key, state: SimulatedState, slate: chex.Array, params: Feedb
         feedback = counterfactuals.draw(
             signals, feedback, levels, params.edges, params.quantiles, params.scale, numbers
         )
-    stays = u[:, -2] < network.continue_probability(out, mask.astype(feedback.dtype))
+    stays = u[:, -2] < network.continue_prob(out, mask.astype(feedback.dtype))
     shown = types.Exposure(videos=videos, feedback=jnp.where(mask[..., None], feedback, 0.0), mask=mask)
     position = state.position + 1
     pool, num_rows = params.pool, params.pool.num_requests

@@ -130,8 +130,7 @@ def as_ranker(policy: Any, items: types.Items, key: types.Key, k: int) -> AnyRan
 def _sums(
     env: environment.Environment, policy: AnyRanker, key, first_user, day, *, num_users: int, slots: int
 ) -> chex.Array:
-    k = env.slate_size
-    return rollouts.rollout(env, policy, key, first_user, day, num_users=num_users, slots=slots, k=k)[0]
+    return rollouts.rollout(env, policy, key, first_user, day, num_users=num_users, slots=slots)[0]
 
 
 @struct.dataclass

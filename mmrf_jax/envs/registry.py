@@ -16,7 +16,7 @@ Factory = Callable[..., environment.Environment]
 ENVIRONMENTS: plugins.Registry[Factory | str] = plugins.Registry(
     "environment",
     {
-        "short-video": "mmrf_jax.envs.short_video.environment:make",
+        "short-video": "mmrf_jax.envs.short_video.environment:make_short_video",
         "learned": "mmrf_jax.runs:learned_environment",
     },
 )
@@ -51,7 +51,7 @@ def make(name: str, **arguments: Any) -> environment.Environment:
 
     Args:
       name: `short-video`, `learned`, or a name given to `register_env`, by an installed plug-in too.
-      arguments: of the environment. `short-video`: see `envs.short_video.environment.make`. `learned`: see
+      arguments: of the environment. `short-video`: see `envs.short_video.environment.make_short_video`. `learned`: see
         `runs.learned_environment`.
 
     Raises:

@@ -78,7 +78,9 @@ def _ids(users: chex.Array, number: chex.Array) -> chex.Array:
     return users.at[number].get(mode="clip") if users.ndim else users + number
 
 
-def act(policy: AnyRanker, env_params, state, carry, request: types.Request, user, position, key: types.Key, k: int):
+def select_slate(
+    policy: AnyRanker, env_params, state, carry, request: types.Request, user, position, key: types.Key, k: int
+):
     """Score candidates [B, C], select slates [B, K] and compute their log-probabilities [B] (0 if deterministic).
 
     Args:
@@ -133,14 +135,14 @@ def idle(
     )
 
 
-def advance(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, k: int):
+def step_slots(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState):
     """Serve one request of every live slot.
 
     Returns:
       The slots, a Transition, the Exposure and, where a session ended, the days [B] until the next visit, else 0.
     """
     live = slots.index < slots.num_users
-    scores, slate, log_propensity = act(
+    scores, slate, log_propensity = select_slate(
         policy,
         env.default_params,
         slots.state,
@@ -149,7 +151,7 @@ def advance(env: Environment, policy: AnyRanker, key: types.Key, day, slots: Env
         _ids(slots.users, slots.index),
         day * 4096 + slots.position,
         key,
-        k,
+        env.slate_size,
     )
     result, state = env.step_env(key, slots.state, slate, env.default_params)
     days = env.next_visit(key, state, env.default_params)
@@ -225,7 +227,6 @@ def rollout(
     *,
     num_users: int,
     slots: int,
-    k: int,
     queue: chex.Array | None = None,
 ) -> tuple[chex.Array, chex.Array]:
     """Simulate a whole session for every user of a queue.
@@ -238,7 +239,6 @@ def rollout(
       day: int32, simulated day.
       num_users: rows of the result.
       slots: users in flight at a time.
-      k: K, size of a slate.
       queue: int32, length of the queue if it is shorter than num_users; the rows past it are 0.
 
     Returns:
@@ -257,7 +257,7 @@ def rollout(
     def body(carry):
         state, sums, counts = carry
         state = refill(env, policy, key, day, state)
-        state, record, shown, days = advance(env, policy, key, day, state, k)
+        state, record, shown, days = step_slots(env, policy, key, day, state)
         seen = record.feedback.sum(axis=1)  # [B, S]
         ones = jnp.ones(seen.shape[0], jnp.float32)
         ild = diversity.intra_list_diversity(env.items.tag[shown.videos], shown.mask)
@@ -276,18 +276,20 @@ def rollout(
 
 
 @functools.partial(jax.jit, static_argnames="slots")
-def begin(env: Environment, policy: AnyRanker, key: types.Key, first_user, num_users, day, *, slots: int) -> EnvState:
+def reset_slots(
+    env: Environment, policy: AnyRanker, key: types.Key, first_user, num_users, day, *, slots: int
+) -> EnvState:
     """Create idle slots with the queue `first_user … first_user + num_users - 1`, for `unroll`."""
     return idle(env, policy, key, first_user, num_users, day, slots, keep_history=True)
 
 
-@programs.program(often=True, static_argnames=("num_steps", "k"), donate_argnames="slots")
-def unroll(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, *, num_steps: int, k: int):
+@programs.program(often=True, static_argnames="num_steps", donate_argnames="slots")
+def unroll(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, *, num_steps: int):
     """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
 
     def body(slots, _):
         slots = refill(env, policy, key, day, slots)
-        slots, record, _, _ = advance(env, policy, key, day, slots, k)
+        slots, record, _, _ = step_slots(env, policy, key, day, slots)
         return slots, record
 
     return jax.lax.scan(body, slots, length=num_steps)

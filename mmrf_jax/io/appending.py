@@ -17,7 +17,7 @@ from mmrf_jax.io.storage import RemotePath
 PARTS = 500
 
 
-def opened(path: Path, end: int) -> DiskFile | PartsFile:
+def open_to_append(path: Path, end: int) -> DiskFile | PartsFile:
     """Open a file to append bytes to, cut to its first `end` bytes; only one process may append to it at a time."""
     return PartsFile(path, end) if isinstance(path, RemotePath) else DiskFile(path, end)
 

@@ -83,7 +83,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
     The kernel releases the lock when the process ends for any reason. NFS passes the lock to its server, so it also
     holds between machines; with local locks it holds only within each machine. If the file system has no locks, a
-    message says so and the folder is not protected. In object storage the lock is a lease (`lease.held`).
+    message says so and the folder is not protected. In object storage the lock is a lease (`lease.held_by_lease`).
 
     Args:
       folder: the folder.
@@ -93,7 +93,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
       ValueError: if another process holds the folder; the message names that process.
     """
     if isinstance(folder, RemotePath):
-        with lease.held(folder, patience):
+        with lease.held_by_lease(folder, patience):
             yield
         return
     path, end = folder / LOCK, time.monotonic() + patience
@@ -280,6 +280,14 @@ def check_writable(folder: Path, name: str) -> None:
             probe.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"{name}={folder} cannot be written: {error.strerror or error}") from error
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries into one with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return out
 
 
 def plain(obj: Any, place: str = "") -> Any:

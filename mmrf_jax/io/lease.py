@@ -31,7 +31,7 @@ _KEPT = 2  # objects of a lock: the newest, and the one before
 
 
 @contextlib.contextmanager
-def held(folder: RemotePath, patience: float = 0.0) -> Iterator[None]:
+def held_by_lease(folder: RemotePath, patience: float = 0.0) -> Iterator[None]:
     """Lock a folder for this process; see `files.held`.
 
     If the last holder may have died on another machine, this waits up to `LEASE` seconds to see whether it lives.

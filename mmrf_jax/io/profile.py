@@ -14,7 +14,7 @@ from mmrf_jax.io import copies
 _COPIES = ("Memcpy", "Memset")  # first words of what a GPU's streams do besides kernels
 
 
-def parse(steps: str) -> tuple[int, int] | None:
+def parse_steps(steps: str) -> tuple[int, int] | None:
     """Parse "100:110" into the first and last step, counted from 1; return None for "".
 
     Raises:
@@ -32,12 +32,12 @@ class Profile:
     """Writes a trace of some steps to a folder, for TensorBoard or Perfetto.
 
     Args:
-      steps: text for `parse`.
+      steps: text for `parse_steps`.
       folder: folder of the traces; None writes nothing.
     """
 
     def __init__(self, steps: str, folder: Path | None):
-        self._steps = None if folder is None else parse(steps)
+        self._steps = None if folder is None else parse_steps(steps)
         self._folder, self._on = folder, False
 
     def before(self, step: int) -> None:

@@ -128,7 +128,7 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
         _check = before
 
 
-def check() -> None:
+def check_interrupted() -> None:
     """Call the function passed to `interruptible`."""
     _check()
 
@@ -164,6 +164,10 @@ def phase(name: str) -> None:
     say(f"phase: {name}")
     _begun(name)
     _check()
+
+
+#: A function such as `counted`: (name, total) -> a callback that receives the units done.
+Counter = Callable[..., Callable[[int], None]]
 
 
 def counted(name: str, total: int, checks: int | None = None, done: int = 0) -> Callable[[int], None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrf_jax.io import extras
-from mmrf_jax.io.files import plain, write_json, write_text
+from mmrf_jax.io.files import flat, plain, write_json, write_text
 from mmrf_jax.io.progress import say
 
 #: The ids of a run in Weights & Biases and MLflow, and the last steps that they have, in the run folder.
@@ -209,7 +209,7 @@ class Mlflow:
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment)
         self._id = self._client.create_run(number, run_name=workdir.resolve().name).info.run_id
-        for name, value in _flat(config).items():
+        for name, value in flat(config).items():
             self._client.log_param(self._id, name, value)
         return self._id
 
@@ -234,7 +234,7 @@ ONE_AT_A_TIME = ("wandb",)
 COLUMNS = ("step", "seed", "phase", "seconds")
 
 
-def check(names: Iterable[str]) -> None:
+def check_trackers(names: Iterable[str]) -> None:
     """Refuse trackers whose package is missing, before any work is done.
 
     Raises:
@@ -274,10 +274,3 @@ def open_all(
 @functools.cache
 def _say_once(text: str) -> None:
     say(text)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return out

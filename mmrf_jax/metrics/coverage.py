@@ -16,7 +16,7 @@ from mmrf_jax.metrics import diversity
 METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"coverage": diversity.coverage, "gini": diversity.gini}
 
 
-def compare(
+def compare_coverage(
     exposures: Mapping[str, np.ndarray], control: str, paired: bool
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], float]:
     """Compute every metric of every arm, and the standard error of its ratio to the control's.

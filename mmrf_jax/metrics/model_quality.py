@@ -306,7 +306,7 @@ def _calibration_error(bins: Iterable[Mapping[str, Any]]) -> float:
     return sum(abs(b["predicted"] - b["actual"]) * b["rows"] for b in bins) / sum(b["rows"] for b in bins)
 
 
-def format_table(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def format_model_quality(result: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Format `metrics` as a Markdown table, one row per signal and ranker; "model −" columns show 95 % intervals."""
     header = ["signal", "ranker", "users", "GAUC / XAUC", "log-loss / MAE", "ECE / RMSE"]
     header += ["model − ranker, GAUC / XAUC", "model − ranker, log-loss / MAE"]

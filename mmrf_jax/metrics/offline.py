@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,18 @@ from mmrf_jax.signals import Signals
 MIN_USERS = 200  # metrics need at least this many eligible users
 #: Segments scored at a time.
 BATCH = 512
+
+
+def key(name: str, log: str) -> str:
+    """Return the key in results.json of the metrics `name`, such as "offline", of a held-out log."""
+    return name if log == "test" else f"{name}/{log}"
+
+
+def by_log(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return {held-out log: the metrics `name` of results.json}, the test log first."""
+    found = {"test": results[name]} if name in results else {}
+    prefix = key(name, "")
+    return found | {at.removeprefix(prefix): entries for at, entries in results.items() if at.startswith(prefix)}
 
 
 @dataclasses.dataclass
@@ -106,62 +118,27 @@ def metrics(
       signal, also "against" {ranker: {"gauc", "diff", "diff_ci95"}}, where diff is gauc_agent (else gauc) minus the
       ranker's GAUC. Metrics with fewer than MIN_USERS eligible users are None.
     """
-    everyone = np.ones(len(rows.user_id), bool)
-
-    def auc(groups, scores, label):
-        return ranking.grouped_auc(groups, scores, label[:, None])[0]
-
-    #: metric -> (signal, rows that count, labels or targets, metric of groups)
-    parts: dict[str, tuple[str, np.ndarray, np.ndarray, Callable[..., ranking.GroupedMetric]]] = {}
-    without_training_rows = {}
-    for i, signal in zip(signals.binary, signals.binary_names, strict=True):
-        parts[signal] = (signal, everyone, rows.feedback[:, i] > 0.5, auc)
-    for i, signal in zip(signals.numeric, signals.numeric_names, strict=True):
-        values = rows.feedback[:, i]
-        above, known, left_out = ranking.above_median(train.user_id, train.feedback[:, i], rows.user_id, values)
-        parts[f"{signal}_median"] = (signal, known, above, auc)
-        parts[f"{signal}_xauc"] = (signal, everyone, values, ranking.grouped_xauc)
-        without_training_rows[f"{signal}_median"] = int(left_out)
-
-    def measure(scores: np.ndarray, name: str) -> ranking.GroupedMetric:
-        _, mask, label, metric = parts[name]
-        if not mask.any():
-            return ranking.NO_USERS
-        return metric(rows.user_id[mask], scores[mask], label[mask])
-
-    def by_duration(name: str) -> list[dict[str, Any]]:
-        _, mask, label, metric = parts[name]
-        if not mask.any():
-            return []
-        deciles = ranking.by_decile(duration[mask], rows.user_id[mask], rows.scores[mask, -1], label[mask], metric)
-        return [
-            {
-                "duration": [decile.low, decile.high],
-                "gauc": decile.metric.value if decile.metric.eligible_users >= MIN_USERS else None,
-                "eligible_users": int(decile.metric.eligible_users),
-            }
-            for decile in deciles
-        ]
+    parts = _parts(rows, signals, train)
 
     def entry_of(name: str) -> dict[str, Any]:
-        signal = parts[name][0]
-        served = measure(rows.scores[:, -1], name)
+        part = parts[name]
+        served = part.measure(rows, rows.scores[:, -1])
         entry: dict[str, Any] = {"eligible_users": int(served.eligible_users)}
-        if name in without_training_rows:
-            entry["users_without_training_rows"] = without_training_rows[name]
+        if part.left_out is not None:
+            entry["users_without_training_rows"] = part.left_out
         enough = served.eligible_users >= MIN_USERS
         interval = ranking.bootstrap_interval(served.per_user, served.impressions, draws) if enough else None
         entry["gauc"] = served.value if enough else None
         entry["ci95"] = [interval.low, interval.high] if interval else None
-        entry["by_duration"] = by_duration(name)
+        entry["by_duration"] = part.by_duration(rows, duration)
         own = served
         if name in agents:
-            own = measure(rows.scores[:, agents.index(name)], name)
+            own = part.measure(rows, rows.scores[:, agents.index(name)])
             entry["gauc_agent"] = own.value if enough else None
         for ranker, scores in (baselines or {}).items():
-            if signal not in scores:
+            if part.signal not in scores:
                 continue
-            other = measure(scores[signal], name)
+            other = part.measure(rows, scores[part.signal])
             against: dict[str, Any] = {"gauc": other.value if enough else None, "diff": None, "diff_ci95": None}
             if enough:
                 diff = ranking.paired_bootstrap(own.per_user, other.per_user, own.impressions, draws)
@@ -172,7 +149,54 @@ def metrics(
     return dict(zip(parts, each(entry_of, parts), strict=True))
 
 
-def format_table(result: dict[str, dict[str, Any]]) -> str:
+class _Part(NamedTuple):
+    """A metric: its signal, the rows that count, their labels or targets, and the metric of groups."""
+
+    signal: str
+    mask: np.ndarray  # [n] bool
+    label: np.ndarray  # [n]
+    of_groups: Callable[..., ranking.GroupedMetric]
+    left_out: int | None = None  # users without training rows
+
+    def measure(self, rows: Rows, scores: np.ndarray) -> ranking.GroupedMetric:
+        if not self.mask.any():
+            return ranking.NO_USERS
+        return self.of_groups(rows.user_id[self.mask], scores[self.mask], self.label[self.mask])
+
+    def by_duration(self, rows: Rows, duration: np.ndarray) -> list[dict[str, Any]]:
+        """Return the served metric within duration deciles."""
+        if not self.mask.any():
+            return []
+        columns = (x[self.mask] for x in (duration, rows.user_id, rows.scores[:, -1], self.label))
+        return [
+            {
+                "duration": [decile.low, decile.high],
+                "gauc": decile.metric.value if decile.metric.eligible_users >= MIN_USERS else None,
+                "eligible_users": int(decile.metric.eligible_users),
+            }
+            for decile in ranking.by_decile(*columns, self.of_groups)
+        ]
+
+
+def _parts(rows: Rows, signals: Signals, train: Rows) -> dict[str, _Part]:
+    """Return the metrics by name."""
+    everyone = np.ones(len(rows.user_id), bool)
+    parts = {}
+    for i, signal in zip(signals.binary, signals.binary_names, strict=True):
+        parts[signal] = _Part(signal, everyone, rows.feedback[:, i] > 0.5, _auc)
+    for i, signal in zip(signals.numeric, signals.numeric_names, strict=True):
+        values = rows.feedback[:, i]
+        above, known, left_out = ranking.above_median(train.user_id, train.feedback[:, i], rows.user_id, values)
+        parts[f"{signal}_median"] = _Part(signal, known, above, _auc, int(left_out))
+        parts[f"{signal}_xauc"] = _Part(signal, everyone, values, ranking.grouped_xauc)
+    return parts
+
+
+def _auc(groups: np.ndarray, scores: np.ndarray, label: np.ndarray) -> ranking.GroupedMetric:
+    return ranking.grouped_auc(groups, scores, label[:, None])[0]
+
+
+def format_offline(result: dict[str, dict[str, Any]]) -> str:
     """Format metrics as a Markdown table; differences are to the baseline on their left, with their 95 % interval.
 
     `too few` stands for a metric of fewer than MIN_USERS users.

@@ -49,11 +49,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def above_zero(self) -> bool:
-        """Return whether the whole interval is above zero; for a difference, whether the first method is better."""
-        return self.low > 0.0
-
 
 @dataclass(frozen=True, eq=False)
 class Decile:
@@ -237,7 +232,7 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, weights: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Compute an interval of the weighted mean of a − b over the same users; a is better than b if `above_zero`.
+    """Compute an interval of the weighted mean of a − b over the same users; a is better than b if it is above 0.
 
     Args:
       a: [U] the metric of each user under the first method.

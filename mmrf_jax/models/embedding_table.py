@@ -40,7 +40,7 @@ class Table:
         return self.rows.shape[1]
 
 
-def init(
+def init_table(
     key: Key,
     num_rows: int,
     dim: int,

@@ -27,7 +27,7 @@ SPLITS = 256  # sharded tables are padded to a multiple of this many rows
 _INIT_SCALE = {"author": 0.1, "id": 0.02, "tag": 0.5, "user": 0.0}
 
 
-def init(
+def init_tables(
     key: types.Key, config: EncoderConfig, spec: InputSpec, items: types.Items, copies: int = 1
 ) -> dict[str, embedding_table.Table]:
     """Initialise the tables; rows are `copies` times as wide as in the config, concatenated.
@@ -41,7 +41,7 @@ def init(
         "user": max(spec.num_users, 1),
     }
     return {
-        name: embedding_table.init(
+        name: embedding_table.init_table(
             jax.random.fold_in(key, i),
             padded(min(vocabulary, config.max_rows)),
             copies * config.table_dims[name],
@@ -75,7 +75,7 @@ def lookup(tables: dict[str, embedding_table.Table], ids: dict[str, chex.Array])
 
 
 def split_rows(rows: chex.Array, copies: int) -> chex.Array:
-    """Split rows [..., copies d], which `init` concatenated, into [copies, ..., d]."""
+    """Split rows [..., copies d], which `init_tables` concatenated, into [copies, ..., d]."""
     return jnp.moveaxis(rows.reshape(*rows.shape[:-1], copies, -1), -2, 0)
 
 
@@ -88,7 +88,7 @@ def encode_videos(
     return jax.lax.stop_gradient(e)
 
 
-def over_catalogue(encode: Callable[[chex.Array], chex.Array], num_videos: int) -> chex.Array:
+def map_over_items(encode: Callable[[chex.Array], chex.Array], num_videos: int) -> chex.Array:
     """Compute `encode(arange(num_videos))` in blocks; `encode` maps videos [n] to [n, ...]."""
     blocks = -(-num_videos // _BLOCK)
     size = -(-num_videos // blocks)

@@ -60,7 +60,11 @@ class Encoder(nn.Module):
             self.sequence = sequence.MODULES[c.encoder](c)
 
     def items(
-        self, rows: dict[str, chex.Array], features: chex.Array, train: bool = False, blind: chex.Numeric = 0.0
+        self,
+        rows: dict[str, chex.Array],
+        features: chex.Array,
+        train: bool = False,
+        feature_dropout: chex.Numeric = 0.0,
     ) -> chex.Array:
         """Encode embedding rows {table: [..., d]} and features [..., Di] as e [..., D].
 
@@ -69,7 +73,7 @@ class Encoder(nn.Module):
         those that were shown.
         """
         rows = {name: self._hide(row, train, self.config.dropout) for name, row in sorted(rows.items())}
-        features = self._hide(features, train, blind)
+        features = self._hide(features, train, feature_dropout)
         x = jnp.concatenate([*rows.values(), features], axis=-1)
         e = self.item_out(nn.gelu(self.item_hidden(x)))
         return jnp.concatenate([jnp.ones_like(e[..., :1]), rows["id"], e, features], axis=-1)
@@ -95,21 +99,21 @@ class Encoder(nn.Module):
         profile: chex.Array,
         context: chex.Array,
         train: bool = False,
-        blind: chex.Numeric = 0.0,
+        feature_dropout: chex.Numeric = 0.0,
     ) -> chex.Array:
         """Encode a carry, the user's embedding row [..., d], profile [..., Du] and context [..., Dx] as z [..., Z].
 
-        z ends with profile and context. In training, a fraction `blind` of the profile's entries is hidden, as of the
-        features' in `items`.
+        z ends with profile and context. In training, a fraction `feature_dropout` of the profile's entries is
+        hidden, as of the features' in `items`.
         """
-        profile = self._hide(profile, train, blind)
+        profile = self._hide(profile, train, feature_dropout)
         x = jnp.concatenate([*carry.inputs(), row, profile, context], axis=-1)
         x = self._hide(x, train, self.config.dropout)
         # The linear path learns taste x topic products quickly; the other one learns interactions of several inputs.
         z = self.user_out(nn.gelu(self.user_hidden(x))) + self.user_skip(x)
         return jnp.concatenate([z, profile, context], axis=-1)
 
-    def advance(self, carry: sequence.GruCarry, shown: sequence.Shown, every: bool) -> sequence.GruCarry:
+    def advance(self, carry: sequence.GruCarry, shown: sequence.EncodedExposure, every: bool) -> sequence.GruCarry:
         """Advance the carry of `gru` or `transformer` over requests [..., n, K]; see `sequence.Gru`."""
         return self.sequence(carry, shown, every)
 
@@ -125,8 +129,8 @@ class Encoder(nn.Module):
         e, f = self.items(rows, features), self.feedback(feedback, duration)
         if self.config.encoder == "memory":
             return self.user(memory_write(self.config, None, e, f), user_row, profile, context)
-        start = sequence.init(self.config, e.shape[:-2], e.shape[-1])
-        shown = sequence.Shown(e[:, None], f[:, None], None, context[:, None])
+        start = sequence.init_carry(self.config, e.shape[:-2], e.shape[-1])
+        shown = sequence.EncodedExposure(e[:, None], f[:, None], None, context[:, None])
         return self.user(self.advance(start, shown, False), user_row, profile, context)
 
 
@@ -146,7 +150,7 @@ def sizes(config: EncoderConfig, spec: InputSpec) -> tuple[int, int]:
     return config.state_dim + spec.profile + spec.context, config.dim + spec.item_features
 
 
-def init(key: types.Key, config: EncoderConfig, spec: InputSpec):
+def init_encoder(key: types.Key, config: EncoderConfig, spec: InputSpec):
     """Initialise the parameters of the encoder.
 
     Raises:

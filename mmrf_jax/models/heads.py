@@ -126,8 +126,8 @@ class FeedbackHeads(nn.Module):
             theirs = self.param("stay_scores", nn.initializers.zeros, (others.shape[-2],), jnp.float32)
             effect += jnp.einsum("j,...jm->...m", theirs, others)
         state = jax.lax.stop_gradient(z)
-        stay = dense(1, name="stay")(nn.gelu(dense(32, name="stay_hidden")(state)))[..., 0]
-        return Prediction(feedback, extra, stay, effect)
+        logit = dense(1, name="stay")(nn.gelu(dense(32, name="stay_hidden")(state)))[..., 0]
+        return Prediction(feedback, extra, logit, effect)
 
 
 def below(log_odds: chex.Array, ceiling: chex.Array) -> chex.Array:
@@ -151,7 +151,7 @@ def prior(signals: Signals, feedback_mean: chex.Array, feedback_std: chex.Array)
     return raw
 
 
-def continue_probability(out: Prediction, w: chex.Array) -> chex.Array:
+def continue_prob(out: Prediction, w: chex.Array) -> chex.Array:
     """Return p_stay(s, w) = σ(l(s) + Σ_c w_c l_c) [...], the probability of another request after w [..., M]."""
     return jax.nn.sigmoid(out.continue_logit + jnp.sum(w * out.continue_item_logit, axis=-1))
 

@@ -14,9 +14,8 @@ from flax import struct
 
 from mmrf_jax import types
 from mmrf_jax.models import embeddings, encoders, user_encoders
-from mmrf_jax.models.embedding_table import Table
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.models.sequence import Shown
+from mmrf_jax.models.sequence import EncodedExposure
 
 
 @struct.dataclass
@@ -96,7 +95,7 @@ def encode(
     rows: dict[str, chex.Array],
     inputs: EncoderInputs,
     key: types.Key | None = None,
-    blind: chex.Numeric = 0.0,
+    feature_dropout: chex.Numeric = 0.0,
 ) -> Encoded:
     """Encode a batch.
 
@@ -104,16 +103,18 @@ def encode(
       params: of the encoder.
       rows: embedding rows of `inputs.ids`.
       key: dropout key; None for no dropout, when scoring.
-      blind: fraction of the entries of profiles and features that is hidden, if there is a key.
+      feature_dropout: fraction of the entries of profiles and features that is hidden, if there is a key.
     """
     rngs = {} if key is None else {"dropout": key}
     video_rows = {name: rows[name] for name in embeddings.VIDEO_TABLES}
     e = encoders.Encoder(config).apply(
-        params, video_rows, inputs.features, key is not None, blind, method="items", rngs=rngs
+        params, video_rows, inputs.features, key is not None, feature_dropout, method="items", rngs=rngs
     )
     num_seen = inputs.seen.shape[1]
     unseen = e[:, num_seen:].reshape(*inputs.slate_mask.shape[:2], -1, e.shape[-1])
-    return encode_users(config, params, (e[:, :num_seen], unseen), rows[embeddings.USER_TABLE], inputs, key, blind)
+    return encode_users(
+        config, params, (e[:, :num_seen], unseen), rows[embeddings.USER_TABLE], inputs, key, feature_dropout
+    )
 
 
 def encode_users(
@@ -123,7 +124,7 @@ def encode_users(
     user_rows: chex.Array,
     inputs: EncoderInputs,
     key: types.Key | None = None,
-    blind: chex.Numeric = 0.0,
+    feature_dropout: chex.Numeric = 0.0,
 ) -> Encoded:
     """Encode the users of a batch whose videos are encoded: `encode` after its first step.
 
@@ -140,8 +141,8 @@ def encode_users(
     def slates(x):
         return x[:, h:].reshape(num_users, steps, k, x.shape[-1])
 
-    history = Shown(seen[:, :h], every.feedback[:, :h], inputs.history_mask)
-    shown = Shown(slates(seen), slates(every.feedback), inputs.slate_mask, inputs.context)
+    history = EncodedExposure(seen[:, :h], every.feedback[:, :h], inputs.history_mask)
+    shown = EncodedExposure(slates(seen), slates(every.feedback), inputs.slate_mask, inputs.context)
     carry = users.before_each(params, users.start(params, history), shown)
 
     def at_requests(x):
@@ -149,17 +150,4 @@ def encode_users(
 
     context = inputs.context if inputs.asked is None else inputs.asked
     user = (at_requests(user_rows), at_requests(inputs.profile), context)
-    return Encoded(users.read(params, carry, *user, key, blind), carry, slates(seen), unseen)
-
-
-def encode_batch(
-    config: EncoderConfig,
-    params: Any,
-    tables: dict[str, Table],
-    batch: types.SessionBatch,
-    items: types.Items,
-    unseen: chex.Array | None = None,
-) -> Encoded:
-    """Gather, look up and encode a batch without dropout, when nothing is differentiated."""
-    inputs = gather(batch, items, unseen)
-    return encode(config, params, embeddings.lookup(tables, inputs.ids), inputs)
+    return Encoded(users.read(params, carry, *user, key, feature_dropout), carry, slates(seen), unseen)

@@ -20,7 +20,7 @@ _LAYERS, _HEADS = 2, 4  # of the transformer
 
 
 @struct.dataclass
-class Shown:
+class EncodedExposure:
     """The encoded exposures of a request."""
 
     items: chex.Array  # [..., K, D] encodings
@@ -53,7 +53,7 @@ class TransformerCarry(GruCarry):
     weight: chex.Array  # [..., W], 1 where there was a request, else 0
 
 
-def init(config: EncoderConfig, shape: tuple[int, ...], dim: int) -> GruCarry:
+def init_carry(config: EncoderConfig, shape: tuple[int, ...], dim: int) -> GruCarry:
     """Return the carry of new users.
 
     Args:
@@ -81,7 +81,7 @@ class _Requests(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, shown: Shown) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, shown: EncodedExposure) -> tuple[chex.Array, chex.Array]:
         """Map requests [..., n, K] to [..., n, width] and [..., n] bool."""
         mask = jnp.ones(shown.items.shape[:-1], bool) if shown.mask is None else shown.mask
         weight = mask.astype(shown.items.dtype)
@@ -113,7 +113,7 @@ class Gru(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, carry: GruCarry, shown: Shown, every: bool) -> GruCarry:
+    def __call__(self, carry: GruCarry, shown: EncodedExposure, every: bool) -> GruCarry:
         """Advance a carry [...] over n requests [..., n, K], oldest first.
 
         Returns:
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, carry: TransformerCarry, shown: Shown, every: bool) -> TransformerCarry:
+    def __call__(self, carry: TransformerCarry, shown: EncodedExposure, every: bool) -> TransformerCarry:
         """Advance a carry; see `Gru`."""
         w, size = self.config.window, 2 * _HEADS * _head_width(self.config)
         x, there = _Requests(self.config.state_dim, name="requests")(shown)

@@ -12,6 +12,7 @@ knowing which it is. In training `before_each` gives the carries of a whole segm
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from mmrf_jax import types
 from mmrf_jax.models import encoders, sequence
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.models.sequence import Shown
+from mmrf_jax.models.sequence import EncodedExposure
 
 
 class Carry(Protocol):
@@ -39,11 +40,12 @@ class Carry(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class UserEncoder:
+class UserEncoder(abc.ABC):
     """The functions of a config's encoder; `params` are those of `encoders.Encoder`."""
 
     config: EncoderConfig
 
+    @abc.abstractmethod
     def init(self, shape: tuple[int, ...], dim: int) -> Any:
         """Return the carry [*shape, ...] of users without exposures, all zeros.
 
@@ -51,21 +53,20 @@ class UserEncoder:
           shape: leading axes.
           dim: D, width of item encodings.
         """
-        raise NotImplementedError
 
-    def start(self, params: Any, history: Shown) -> Any:
+    @abc.abstractmethod
+    def start(self, params: Any, history: EncodedExposure) -> Any:
         """Return the carry [...] after a history [..., H] of exposures whose requests are not known."""
-        raise NotImplementedError
 
-    def update_all(self, params: Any, carry: Any, shown: Shown) -> Any:
+    @abc.abstractmethod
+    def update_all(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carry [...] after n requests [..., n, K], oldest first."""
-        raise NotImplementedError
 
-    def before_each(self, params: Any, carry: Any, shown: Shown) -> Any:
+    @abc.abstractmethod
+    def before_each(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carries before each of T requests [..., T, K]: [..., T, ...]."""
-        raise NotImplementedError
 
-    def update(self, params: Any, carry: Any, shown: Shown) -> Any:
+    def update(self, params: Any, carry: Any, shown: EncodedExposure) -> Any:
         """Return the carry [...] after one more request [..., K]; one without exposures changes nothing."""
 
         def one(x):
@@ -81,7 +82,7 @@ class UserEncoder:
         profile: chex.Array,
         context: chex.Array,
         key: types.Key | None = None,
-        blind: chex.Numeric = 0.0,
+        feature_dropout: chex.Numeric = 0.0,
     ) -> chex.Array:
         """Return the user states z [..., Z] at requests; heads read `carry.mean()` too.
 
@@ -90,11 +91,13 @@ class UserEncoder:
           profile: [..., Du].
           context: [..., Dx].
           key: dropout key; None for no dropout.
-          blind: as in `encoders.Encoder.user`.
+          feature_dropout: as in `encoders.Encoder.user`.
         """
         rngs = {} if key is None else {"dropout": key}
         encoder = encoders.Encoder(self.config)
-        return encoder.apply(params, carry, row, profile, context, key is not None, blind, method="user", rngs=rngs)
+        return encoder.apply(
+            params, carry, row, profile, context, key is not None, feature_dropout, method="user", rngs=rngs
+        )
 
     def shown(
         self,
@@ -104,10 +107,10 @@ class UserEncoder:
         duration: chex.Array,
         mask: chex.Array | None = None,
         context: chex.Array | None = None,
-    ) -> Shown:
+    ) -> EncodedExposure:
         """Encode the feedback [..., K, S] on shown videos with encodings [..., K, D] and durations [..., K] s."""
         f = encoders.Encoder(self.config).apply(params, feedback, duration, method="feedback")
-        return Shown(items, f, mask, context)
+        return EncodedExposure(items, f, mask, context)
 
 
 class _Memory(UserEncoder):
@@ -137,14 +140,14 @@ class _Sequence(UserEncoder):
     """The modules of `models.sequence`, over requests; a history is cut into requests of K videos."""
 
     def init(self, shape, dim):
-        return sequence.init(self.config, shape, dim)
+        return sequence.init_carry(self.config, shape, dim)
 
     def start(self, params, history):
         carry = self.init(history.items.shape[:-2], history.items.shape[-1])
         mask = jnp.ones(history.items.shape[:-1], bool) if history.mask is None else history.mask
         exposures = (history.items, history.feedback, mask)
         cut = (in_requests(x, self.config.slate, history.items.ndim - 2) for x in exposures)
-        return self.update_all(params, carry, Shown(*cut))
+        return self.update_all(params, carry, EncodedExposure(*cut))
 
     def update_all(self, params, carry, shown):
         return encoders.Encoder(self.config).apply(params, carry, shown, False, method="advance")
@@ -170,5 +173,5 @@ def in_requests(x: chex.Array, k: int, axis: int) -> chex.Array:
     return padded.reshape(*x.shape[:axis], n, k, *x.shape[axis + 1 :])
 
 
-def _without_context(shown: Shown) -> Shown:
+def _without_context(shown: EncodedExposure) -> EncodedExposure:
     return dataclasses.replace(shown, context=None)

@@ -116,7 +116,7 @@ def calibration(scores: np.ndarray, slate: np.ndarray, random: np.ndarray) -> di
     return result
 
 
-def format_table(result: dict[str, Any]) -> str:
+def format_calibration(result: dict[str, Any]) -> str:
     """Format the result of `calibration` as a Markdown table, one row per propensity decile."""
     rows = []
     for i, entry in enumerate(result["by_decile"], 1):

@@ -202,7 +202,7 @@ def per_decision(
     }
 
 
-def format_table(units: Mapping[str, Mapping[str, Any]]) -> str:
+def format_estimates(units: Mapping[str, Mapping[str, Any]]) -> str:
     """Format one log's estimates as two Markdown tables: weights by unit and cap, and values with intervals."""
     header = ["unit", "rows", "users", "cap", "mean weight", "effective rows", "capped, %", "clipped mass, %"]
     weights = []

@@ -19,11 +19,6 @@ def standardised(scores: np.ndarray) -> np.ndarray:
     return np.where(equal, 0.0, centred / np.where(equal, 1.0, spread))
 
 
-def stochastic_log_prob(scores: np.ndarray, slate: np.ndarray) -> np.ndarray:
-    """Return `log_prob` of any method's stochastic ranker: Plackett–Luce at T = 1 on standardised scores."""
-    return log_prob(standardised(scores), slate)
-
-
 def log_prob(scores: np.ndarray, slate: np.ndarray) -> np.ndarray:
     """Return the Plackett–Luce log-probability [r, K] of each slot given the slots above it; 0 where nothing was shown.
 

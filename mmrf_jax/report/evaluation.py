@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrf_jax.abtest.statistics import MIN_EVENTS, control_of, lower_is_better, reason, too_small
+from mmrf_jax.metrics.offline import by_log
 from mmrf_jax.report import charts, labels
 from mmrf_jax.report.markup import NOTHING, Cell, change, escape, interval, legend, number, table
 from mmrf_jax.report.sections import UNFINISHED, Part, Run, grid, split
@@ -14,7 +15,7 @@ from mmrf_jax.signals import Signals
 _FOREST = ("click", "like", "follow", "hate")  # of short videos
 _LOGS = {
     "test": "The held-out days",
-    "test_frozen": "The held-out days, with no feedback of those days in what the agents remember",
+    "test_frozen_history": "The held-out days, with no feedback of those days in what the agents remember",
     "random_test": "The random log of the held-out days",
 }
 _RANKERS = ("model", "agents", "per_video_mean", "logistic")
@@ -98,7 +99,7 @@ def offline(run: Run) -> Part:
     title, identity = "Ranking of held-out sessions", "offline"
     if not run.results:
         return Part(identity, title, "", missing=UNFINISHED)
-    logs = {"test": run.results["offline"], **run.results.get("offline_other", {})}
+    logs = by_log(run.results, "offline")
     body = ""
 
     def gauc(x):
@@ -125,9 +126,9 @@ def offline(run: Run) -> Part:
     return Part(identity, title, caption, body)
 
 
-def fidelity(run: Run) -> Part:
-    title, identity = "Predicted feedback", "fidelity"
-    found = run.results.get("fidelity")
+def model_quality(run: Run) -> Part:
+    title, identity = "Predicted feedback", "model-quality"
+    found = run.results.get("model_quality")
     if not found:
         why = (
             UNFINISHED

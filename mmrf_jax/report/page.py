@@ -30,7 +30,7 @@ def build(run: sections.Run) -> str:
     makers: tuple[Callable[[sections.Run], sections.Part | None], ...] = (
         evaluation.ab_test,
         evaluation.offline,
-        evaluation.fidelity,
+        evaluation.model_quality,
         training.curves,
         agents.attention,
         agents.conflict,

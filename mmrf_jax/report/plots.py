@@ -43,7 +43,7 @@ def forest(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence
     """Plot differences to the control with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
-      result: from `abtest.simulate.compare`.
+      result: from `abtest.simulate.simulate_ab_test`.
       path: file to write.
       metrics: keys, None for the usual ones; metrics without any interval are left out. If only one arm has none, its
         row says why.
@@ -94,7 +94,7 @@ def days(result: Mapping[str, Any], path: str | os.PathLike, metrics: Sequence[s
     """Plot differences to the control by day with 95 % intervals, one panel per metric, as a PNG.
 
     Args:
-      result: from `abtest.simulate_days.compare`.
+      result: from `abtest.simulate_days.simulate_ab_test_by_day`.
       path: file to write.
       metrics: keys, None for the usual ones; metrics without any interval are left out, and days without one are gaps.
     """

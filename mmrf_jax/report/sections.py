@@ -25,7 +25,7 @@ class Run:
       rows: of metrics.jsonl.
       results: of results.json, empty if the run is not finished.
       source: counts from reading the input.
-      explained: from `training.run_report.explain`.
+      explained: from `training.run_report.explain_run`.
       measured: {"speed", "scale": from `mmrf benchmark`}, if available.
       starts: of the run and its resumptions, {"start", "host", "commit", "command"} each.
     """

@@ -51,7 +51,7 @@ def grouped(signals: Signals, names: Iterable[str], prefix: str) -> str:
     groups: dict[str, list[str]] = {"loss": [], "objective": [], "": []}
     for name in names:
         first, _, last = name.partition("/")
-        known = first == "objective" or (first == "loss" and last in (*signals.names, "stay"))
+        known = first == "objective" or (first == "loss" and last in (*signals.names, "continuation"))
         groups[first if known else ""].append(f"{prefix}-{name}")
     body = ""
     if groups["loss"]:
@@ -70,7 +70,7 @@ def titled(signals: Signals, name: str) -> tuple[str, str]:
     if first == "loss" and last in signals.binary_names:
         return labels.name(last), "log-loss, nats"
     if first == "loss":
-        return ("continuing the session", "log-loss, nats") if last == "stay" else (labels.name(last), "loss")
+        return ("continuing the session", "log-loss, nats") if last == "continuation" else (labels.name(last), "loss")
     if first == "objective":
         return labels.name(last), "standard deviations"
     return name.replace("/", " ").replace("_", " "), first.replace("_", " ")

@@ -88,7 +88,7 @@ class Acknowledged(BaseModel):
     duplicate: bool = Field(description="Whether it was there already; it then changed nothing.")
 
 
-class Shown(BaseModel):
+class ShownVideo(BaseModel):
     """One video of a slate."""
 
     video: int | str
@@ -102,7 +102,7 @@ class Ranked(BaseModel):
     artifact: str = Field(description="Id of the artefact that ranked.")
     arm: str = Field(description="Of the traffic split: a, or b.")
     position: int = Field(description="Of the request in the user's session, from 0.")
-    slate: list[Shown]
+    slate: list[ShownVideo]
     log_propensity: float = Field(description="Log-probability of the slate; 0 where it is not drawn.")
     unknown: list[int | str] = Field(
         description="Candidates that the artefact does not have and nothing was said of; they are not ranked."

@@ -38,7 +38,7 @@ def _refusals(*more: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": api.Error, "description": said[status]} for status in (*_REFUSALS, *more)}
 
 
-def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRouter] = ()) -> Any:
+def make_app(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRouter] = ()) -> Any:
     """Return the ASGI application of a service; it starts and closes the service.
 
     Args:
@@ -53,6 +53,48 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
     Feedback: Any = models.feedback
     Items: Any = models.items
     signals = first.spec.signals.names
+
+    app = _new_app(service, limits)
+
+    @app.post("/rank", response_model=api.Ranked | list[api.Ranked], responses=_refusals(409))
+    async def rank(asked: Rank) -> Any:
+        """Rank candidates for a user, or for several in a list. Slates are logged before the response."""
+        several = isinstance(asked, list)
+        every = asked if several else [asked]
+        places: list[tuple[str | int, ...]] = [("body", i) for i in range(len(every))] if several else [("body",)]
+        wanted = [_asked(signals, one, place) for one, place in zip(every, places, strict=True)]
+        for one, place in zip(every, places, strict=True):
+            if one.items:
+                await service.add_items(_described(one.items, (*place, "items")), (*place, "items"))
+        slates = await service.rank_all(wanted) if several else [await service.rank(wanted[0])]
+        answers = [_answer(slate, one.scores) for slate, one in zip(slates, every, strict=True)]
+        return JSONResponse(answers if several else answers[0])
+
+    @app.post("/items", response_model=api.Taken, responses=_refusals(409))
+    async def items(given: Items) -> Any:
+        """Describe items that the artefact lacks; they are ranked from now on, and on disk when this answers."""
+        described = _described(given.items, ("body", "items"))
+        new = await service.add_items(described)
+        answer: dict[str, list[int | str]] = {"new": [], "known": []}
+        for item, is_new in zip(described, new, strict=True):
+            answer["new" if is_new else "known"].append(item["id"])
+        return JSONResponse(answer)
+
+    @app.post("/feedback", response_model=api.Acknowledged, responses=_refusals(404, 409, 410))
+    async def feedback(event: Feedback) -> Any:
+        """Record a user's feedback. It is on disk when acknowledged; repeating the event changes nothing."""
+        _distinct([v.video for v in event.videos], ("body", "videos"), "video")
+        new = await service.feedback(event.event_id, event.request_id, *_table(signals, event.videos), event.left)
+        return JSONResponse({"event_id": event.event_id, "duplicate": not new})
+
+    _add_watched(app, service)
+    for router in routers:
+        app.include_router(router, responses=_refusals())
+    return guard.Guard(app, limits, service.metrics)
+
+
+def _new_app(service: Service, limits: guard.Limits) -> fastapi.FastAPI:
+    """Return an application without routes, whose errors are `api.Error` responses."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
@@ -88,36 +130,11 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
             return _error(422, [{"loc": ["body"], "msg": str(error.detail), "type": "json_invalid"}])
         return _error(error.status_code, [{"loc": [], "msg": str(error.detail), "type": "refused"}], error.headers)
 
-    @app.post("/rank", response_model=api.Ranked | list[api.Ranked], responses=_refusals(409))
-    async def rank(asked: Rank) -> Any:
-        """Rank candidates for a user, or for several in a list. Slates are logged before the response."""
-        several = isinstance(asked, list)
-        every = asked if several else [asked]
-        places: list[tuple[str | int, ...]] = [("body", i) for i in range(len(every))] if several else [("body",)]
-        wanted = [_asked(signals, one, place) for one, place in zip(every, places, strict=True)]
-        for one, place in zip(every, places, strict=True):
-            if one.items:
-                await service.add_items(_described(one.items, (*place, "items")), (*place, "items"))
-        slates = await service.rank_all(wanted) if several else [await service.rank(wanted[0])]
-        answers = [_answer(slate, one.scores) for slate, one in zip(slates, every, strict=True)]
-        return JSONResponse(answers if several else answers[0])
+    return app
 
-    @app.post("/items", response_model=api.Taken, responses=_refusals(409))
-    async def items(given: Items) -> Any:
-        """Describe items that the artefact lacks; they are ranked from now on, and on disk when this answers."""
-        described = _described(given.items, ("body", "items"))
-        new = await service.add_items(described)
-        answer: dict[str, list[int | str]] = {"new": [], "known": []}
-        for item, is_new in zip(described, new, strict=True):
-            answer["new" if is_new else "known"].append(item["id"])
-        return JSONResponse(answer)
 
-    @app.post("/feedback", response_model=api.Acknowledged, responses=_refusals(404, 409, 410))
-    async def feedback(event: Feedback) -> Any:
-        """Record a user's feedback. It is on disk when acknowledged; repeating the event changes nothing."""
-        _distinct([v.video for v in event.videos], ("body", "videos"), "video")
-        new = await service.feedback(event.event_id, event.request_id, *_table(signals, event.videos), event.left)
-        return JSONResponse({"event_id": event.event_id, "duplicate": not new})
+def _add_watched(app: fastapi.FastAPI, service: Service) -> None:
+    """Add the routes of health checks and of Prometheus."""
 
     @app.get(
         "/healthz", response_model=api.Health, responses={503: {"model": api.Error, "description": "Start it again."}}
@@ -141,10 +158,6 @@ def make(service: Service, limits: guard.Limits, routers: Sequence[fastapi.APIRo
     async def metrics() -> Response:
         """Return the metrics for Prometheus."""
         return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
-
-    for router in routers:
-        app.include_router(router, responses=_refusals())
-    return guard.Guard(app, limits, service.metrics)
 
 
 def _error(status: int, detail: list[dict[str, Any]], headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -11,7 +11,7 @@ and those of the feedback model, with an axis of its 2 twins after [b] in memori
 
     model_encode, model_observe
     model_predict(weights, memory, encodings, request, exposed [b, c]) -> {"feedback": expected [b, c, S],
-                                                     "stay": [b] probability of another request after that exposure}
+                                                     "continue_prob": [b] of another request after that exposure}
 
     video    {"author", "tag", "embedding_id": [m] int32, "features": [m, Di]}
     memory   {name: [b, *shape]} of the manifest's "carry" and "model_carry", which the user encoder decides
@@ -319,8 +319,8 @@ def _model_functions(plan: steps.TrainConfig, spec: InputSpec, model: network.Fe
         z = both(user)(weights["params"]["encoder"], carried, network.twin_rows(rows)[embeddings.USER_TABLE])
         out = network.predict(config, weights["params"], z, carried.mean(), encodings[:, request["candidates"]])
         out = network.calibrated(config, out, weights["calibration"], request["context"])
-        stay = network.continue_probability(out, exposed)
-        return {"feedback": network.expected(config, out, weights["scale"]), "stay": stay}
+        feedback = network.expected(config, out, weights["scale"])
+        return {"feedback": feedback, "continue_prob": network.continue_prob(out, exposed)}
 
     a, weights = _arguments(config, spec, "2"), _shapes(_model_weights(model))
     return {

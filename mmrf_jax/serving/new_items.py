@@ -73,7 +73,7 @@ class Describer:
             if self._names is None:
                 raise Undescribed("features", f"the artefact knows no names of features; give {self._static} numbers")
             try:
-                return named_features.encode(self._names, given)
+                return named_features.encode_named(self._names, given)
             except ValueError as error:
                 raise Undescribed("features", str(error)) from error
         if len(given) not in (self._static, self._spec.item_features):

@@ -138,24 +138,14 @@ class Service:
         async with self._alone(asked.user):
             arm, known = self._arms.of(asked.user), self._store.get(asked.user)
             serving = arm.ranker
-            clock, gap = _now(), 1000.0 * self.settings.session_gap
-            back = known.time - clock > gap  # the clock was ahead at the user's last request
-            now = clock if back else max(clock, known.time)
-            start = asked.new_session or known.over or back or now - known.time > gap
-            start |= len(known.shown) >= _MOST_REQUESTS
-            if back:
-                self._say_back(known.time - clock)
+            now, start = self._session(asked, known)
             given = asked.history if start and not known.requests else None
             rows = serving.rows_of(asked.candidates)
             there = np.flatnonzero(rows >= 0)
             if not len(there):
                 raise self._none_known(asked)
             position = 0 if start else len(known.shown)
-            user, profile = serving.user_of(asked.user)
-            for newer in (known.profile, _vector(serving, "profile", asked.profile, ("body", "user", "profile"))):
-                profile = profile if newer is None else newer
-            if profile is None:
-                profile = np.zeros(serving.spec.profile, np.float32)
+            user, profile = _user(serving, asked, known)
             context = _vector(serving, "context", asked.context, ("body", "context"))
             context = np.append(context, np.log1p(position)).astype(np.float32)
             seen = self._memories.since(asked.user, known, serving, start, given)
@@ -171,7 +161,7 @@ class Service:
                     "user": asked.user,
                     "number": number,
                     "time": now,
-                    "start": bool(start),
+                    "start": start,
                     "history": None if given is None else _history(*given),
                     "profile": _bytes(profile, "<f4"),
                     "context": _bytes(context, "<f4"),
@@ -267,6 +257,16 @@ class Service:
                 serving.check(item)
             except new_items.Undescribed as error:
                 raise Refused(422, f"item {item['id']!r}: {error.message}", (*field, error.field)) from error
+
+    def _session(self, asked: Asked, known: UserLog) -> tuple[int, bool]:
+        """Return the time of a request in milliseconds, and whether a session begins with it."""
+        clock, gap = _now(), 1000.0 * self.settings.session_gap
+        back = known.time - clock > gap  # the clock was ahead at the user's last request
+        if back:
+            self._say_back(known.time - clock)
+        now = clock if back else max(clock, known.time)
+        start = asked.new_session or known.over or back or now - known.time > gap
+        return now, bool(start or len(known.shown) >= _MOST_REQUESTS)
 
     def _say_back(self, milliseconds: int) -> None:
         """Report once that the clock was set back."""
@@ -411,12 +411,20 @@ class Service:
         return int(user), int(found[2])
 
 
+def _user(serving: Ranker, asked: Asked, known: UserLog) -> tuple[int, np.ndarray]:
+    """Return the user's row, and the profile: of the request, else of an earlier one, else of the artefact."""
+    user, profile = serving.user_of(asked.user)
+    for newer in (known.profile, _vector(serving, "profile", asked.profile, ("body", "user", "profile"))):
+        profile = profile if newer is None else newer
+    return user, np.zeros(serving.spec.profile, np.float32) if profile is None else profile
+
+
 def _vector(serving: Ranker, kind: str, given, field: tuple[str | int, ...]) -> Any:
     """Return features that are given as numbers or by name; None if they are left out."""
     if not isinstance(given, Mapping):
         return given
     try:
-        return named_features.encode(serving.names[kind], given)
+        return named_features.encode_named(serving.names[kind], given)
     except ValueError as error:
         raise Refused(422, str(error), field) from error
 

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.data.readers.feedback_log import Position, Record, Shown, UserLog
+from mmrf_jax.data.readers.feedback_log import OpenRequest, Position, Record, UserLog
 from mmrf_jax.io.progress import counted, say
 from mmrf_jax.signals import Signals
 
@@ -118,7 +118,7 @@ class UserStore:
             self._users.move_to_end(user)
         return known
 
-    def apply(self, record: Record) -> Shown | None:
+    def apply(self, record: Record) -> OpenRequest | None:
         """Apply a record that was appended to the log; see `UserLog.apply`."""
         if record["kind"] == "item":
             if record["id"] not in self.items:
@@ -207,7 +207,7 @@ def unpack(state: bytes, signals: Signals) -> UserLog:
     known.history_videos, known.history_feedback = feedback_log.unpack_ids(videos), feedback(answers)
     known.profile = None if profile is None else np.frombuffer(profile, "<f4")
     for number, seen, context, got, answered, events in shown:
-        request = Shown(number, feedback_log.unpack_ids(seen), np.frombuffer(context, "<f4"), signals)
+        request = OpenRequest(number, feedback_log.unpack_ids(seen), np.frombuffer(context, "<f4"), signals)
         request.feedback, request.answered, request.events = feedback(got).copy(), answered, set(events)
         known.shown.append(request)
     return known

@@ -22,12 +22,12 @@ from mmrf_jax import ops, types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.rankers import PrivilegedPolicy
-from mmrf_jax.io import files
+from mmrf_jax.io import files, tables
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import estimators
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import configs, restore, sources
 
 MEASURED = ("click", "long_view", "like", "watch_time")
 CLOSE = 0.05  # relative to production's watch time per video, truth (i): policies that differ by less count as close
@@ -39,7 +39,7 @@ _COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 Score = Callable[[Any, Any], chex.Array]  # (parameters of the world, state) -> [B, C]
 
 
-def run(config, out: Path) -> dict[str, Any]:
+def run_error_study(config, out: Path) -> dict[str, Any]:
     """Simulate logs and sessions, write OUT/table.json and OUT/table.md, and return the table.
 
     Args:
@@ -56,8 +56,8 @@ def run(config, out: Path) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
     """
-    configs.validate(config.to_dict())
-    source = sources.from_config(configs.run_of(config.run.to_dict()), counted)
+    configs.validate_config(config.to_dict())
+    source = restore.open_source(configs.run_of(config.run.to_dict()), counted)
     scores = rankers_of(source)
     weights, names = mixes(config.policies, list(scores)), list(config.policies)
     users = config.logs * config.log_users
@@ -92,7 +92,7 @@ def run(config, out: Path) -> dict[str, Any]:
     table = {"policies": policies, "close": close, "estimators": by_estimator, "summary": summary}
     table |= {name: config[name] for name in ("logs", "log_users", "log_requests", "sessions")}
     files.write_json(out / "table.json", table)
-    files.write_text(out / "table.md", format_table(table))
+    files.write_text(out / "table.md", format_errors(table))
     return table
 
 
@@ -148,7 +148,9 @@ def simulate_logs(
     @jax.jit
     def step(state, request, ids, live, t, params):
         user = jnp.arange(_BATCH)
-        scores, slate, _ = rollout.act(production, params, state, (), request, ids, jnp.full(user.shape, t), key, k)
+        scores, slate, _ = rollout.select_slate(
+            production, params, state, (), request, ids, jnp.full(user.shape, t), key, k
+        )
         log_propensity = ops.plackett_luce_log_prob(scores, slate)
         mixed = jax.lax.map(lambda w: mixed_scores(w, rankers, params, state), policies)  # [P, B, C]
         chosen = jnp.broadcast_to(slate, (len(policies), *slate.shape))
@@ -189,7 +191,7 @@ def simulate_logs(
 
 
 def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: int, log_users: int):
-    """Yield (signal, estimator, cap, entry of `run`) of a policy, from all logs together and from each log."""
+    """Yield (signal, estimator, cap, entry) of a policy, from all logs together and from each (`run_error_study`)."""
     log_weight, reward = rows["log_weight"][:, policy], rows["reward"]
     edges = np.searchsorted(rows["user"], log_users * np.arange(logs + 1))
     estimate = functools.partial(estimators.estimate, signals=MEASURED, draws=_DRAWS)
@@ -251,7 +253,7 @@ def _serve(
 ) -> list[dict[str, float]]:
     """Compute truth (ii) of each policy: {signal: mean per session, a count or seconds}."""
     assert source.sim is not None
-    sim, k = source.sim, source.spec.slate
+    sim = source.sim
 
     def score(params: Any, state: Any, weights: chex.Array) -> chex.Array:
         return mixed_scores(weights, rankers, params, state)
@@ -260,14 +262,14 @@ def _serve(
     for i, row in enumerate(weights):
         policy = PrivilegedPolicy(score, 1.0, (jnp.asarray(row),))  # all policies share one program
         served = simulate.rollout_user_metrics(
-            sim, policy, key, partitioner, first_user=_SERVED_USERS, num_users=sessions, day=0, k=k
+            sim, policy, key, partitioner, user_ids=np.arange(_SERVED_USERS, _SERVED_USERS + sessions), day=0
         )
         result.append({signal: float(served[signal].mean()) for signal in MEASURED})
         done(sessions * (i + 1))
     return result
 
 
-def format_table(table: dict[str, Any]) -> str:
+def format_errors(table: dict[str, Any]) -> str:
     """Format the study's tables as Markdown: estimators, then policies by watch time."""
 
     def number(x, spec):
@@ -281,7 +283,7 @@ def format_table(table: dict[str, Any]) -> str:
     header = ["signal", "estimator", "cap"]
     for group in ("all", "close"):
         header += [f"{name}, {group}" for name in ("relative error, %", "coverage", "rank (i)", "rank (ii)")]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for signal, of_signal in table["summary"].items():
         for estimator, caps in of_signal.items():
             for cap, groups in caps.items():
@@ -290,17 +292,13 @@ def format_table(table: dict[str, Any]) -> str:
                     cells += [f"{100 * x['error']:.2f}", number(x["coverage"], ".3f")]
                     cells += [number(x["rank"], ".3f"), number(x["rank_on_policy"], ".3f")]
                 lines.append(cells)
-    policies = [["policy", "watch time a video, s, truth (i)", "difference, %", "watch time a session, s, truth (ii)"]]
-    policies[0] += ["SNIPS", "NCIS, cap 10", "coverage of SNIPS", "coverage of NCIS, cap 10"]
-    policies.append(["---"] * len(policies[0]))
+    columns = ["policy", "watch time a video, s, truth (i)", "difference, %", "watch time a session, s, truth (ii)"]
+    columns += ["SNIPS", "NCIS, cap 10", "coverage of SNIPS", "coverage of NCIS, cap 10"]
+    policies = []
     ncis = table["estimators"]["watch_time"]["ncis"]
     for name, signals in table["policies"].items():
         x = signals["watch_time"]
         cells = [name, f"{x['truth']:.2f}", f"{100 * x['difference']:+.1f}", f"{x['on_policy']:,.0f}"]
         cells += [f"{ncis[cap][name]['pooled']:.2f}" for cap in ("inf", "10")]
         policies.append(cells + [number(ncis[cap][name]["coverage"], ".3f") for cap in ("inf", "10")])
-
-    def text(rows):
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-    return "\n\n".join((head, text(lines), text(policies))) + "\n"
+    return "\n\n".join((head, tables.markdown(header, lines), tables.markdown(columns, policies))) + "\n"

@@ -27,8 +27,9 @@ from mmrf_jax.io import extras, files, tables
 from mmrf_jax.io.progress import say
 from mmrf_jax.io.storage import RemotePath
 from mmrf_jax.report import compare
-from mmrf_jax.sweeps import sweep, work_queue
-from mmrf_jax.training import comparison, configs, run_folder, run_report, train
+from mmrf_jax.sweeps import measurements, work_queue
+from mmrf_jax.sweeps.study import free_programs
+from mmrf_jax.training import comparison, config_sections, configs, run_folder, run_report, train
 
 #: (config of the run, its folder) -> the metric; it goes on from what the folder has.
 Measure = Callable[[configs.Run, Path], float]
@@ -38,14 +39,14 @@ _BEST = 20  # trials in the table and on the page
 _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not finished"}
 
 
-def check(config) -> None:
+def check_search(config) -> None:
     """Refuse, before training, a search that would fail after it.
 
     Raises:
       ValueError: naming the field.
     """
     values = config.to_dict()
-    configs.validate(values)
+    configs.validate_config(values)
     run = configs.run_of(values["run"])
     names = configs.space_of(values["space"])
     if run.seeds > 1 or "seeds" in names:
@@ -60,18 +61,19 @@ def check(config) -> None:
     if first == "ab_test" and not simulated:
         raise ValueError(f"config.metric={config.metric!r} needs a simulator; use one such as valid.long_view.gauc")
     if first == "valid" and run.source == "world":
-        raise ValueError(f"config.metric={config.metric!r} needs logs; use one such as {configs.Search().metric}")
+        known = config_sections.Search().metric
+        raise ValueError(f"config.metric={config.metric!r} needs logs; use one such as {known}")
     if config.pruner == "asha" and "alternation.rounds" in names:
         raise ValueError("config.space.alternation.rounds: rounds are the rungs of asha; use --config.pruner=none")
 
 
-def run(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any]]:
+def run_search(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any]]:
     """Work on the trials of a search until none is left for this process, and return all trials.
 
     Args:
       config: of a search, see experiments/search.py.
       out: its folder, which all processes of the search share.
-      measure: trains and evaluates a run; None for `train.train` and the config's metric.
+      measure: trains and evaluates a run; None for `train.train_run` and the config's metric.
 
     Raises:
       ValueError: if the search would fail, or the folder is of another search.
@@ -79,7 +81,7 @@ def run(config, out: Path, measure: Measure | None = None) -> list[dict[str, Any
     """
     with extras.needed("optuna"):
         import optuna
-    check(config)
+    check_search(config)
     measure = measure or _measure(config.metric)
     out.mkdir(parents=True, exist_ok=True)
     with files.held(out, _PATIENCE):
@@ -163,13 +165,12 @@ def _check_same(config, path: Path) -> None:
     if not path.exists():
         files.write_json(path, now)
         return
-    before, after = run_folder.flat(run_folder.read_json(path)), run_folder.flat(now)
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name) and not run_folder.is_free(name.removeprefix("run.")):
-            raise ValueError(
-                f"--out={path.parent} is of another search: config.{name} was {before.get(name)!r}, now "
-                f"{after.get(name)!r}; use another --out or the old value"
-            )
+    if (found := run_folder.first_difference(run_folder.read_json(path), now, "run.")) is not None:
+        name, before, after = found
+        raise ValueError(
+            f"--out={path.parent} is of another search: config.{name} was {before!r}, now {after!r}; use another --out "
+            "or the old value"
+        )
 
 
 def _open(optuna, config, out: Path):
@@ -266,7 +267,7 @@ def _claim(optuna, study, config, out: Path, stack: contextlib.ExitStack):
 def suggest(trial, config) -> dict[str, Any]:
     """Return a trial's values of the fields of the space."""
     space = config.space.to_dict()
-    declared = configs.specs(config.to_dict())
+    declared = configs.declared_fields(config.to_dict())
     found: dict[str, Any] = {}
     for name, given in configs.space_of(space).items():
         if not isinstance(given, Mapping):  # as JSON, since choices may be tuples
@@ -312,17 +313,17 @@ def _work(optuna, study, trial, config, out: Path, measure: Measure) -> None:
 def _run_of(config, values: Mapping[str, Any]) -> configs.Run:
     """Return the config of a trial's run."""
     base = {name: value for name, value in config.run.to_dict().items() if name != "when_quick"}
-    return configs.run_of(configs.resolve(base, values))
+    return configs.run_of(configs.resolve_config(base, values))
 
 
 def _measure(metric: str) -> Measure:
     """Return the function that trains a run, or more rounds of it, and reads its metric."""
 
     def one(config: configs.Run, folder: Path) -> float:
-        results: dict[str, Any] = train.train(config, folder, brief=True)
+        results: dict[str, Any] = train.train_run(config, folder, brief=True)
         if metric.startswith("valid."):
-            results = {"valid": sweep.measure_run(config, folder, "valid")}
-        sweep.forget()
+            results = {"valid": measurements.measure_run(config, folder, "valid")}
+        free_programs()
         return metric_of(results, metric.format(method=config.method))
 
     return one
@@ -352,7 +353,7 @@ def _write(study, config, out: Path) -> list[dict[str, Any]]:
     with files.held(out, _PATIENCE):
         found = [_row(trial, config, out) for trial in study.get_trials(deepcopy=False)]
         files.write_json(out / "trials.json", {"metric": config.metric, "trials": found})
-        files.write_text(out / "table.md", format_table(found, config))
+        files.write_text(out / "table.md", format_trials(found, config))
     return found
 
 
@@ -372,7 +373,7 @@ def _row(trial, config, out: Path) -> dict[str, Any]:
     }
 
 
-def format_table(trials: Sequence[dict[str, Any]], config) -> str:
+def format_trials(trials: Sequence[dict[str, Any]], config) -> str:
     """Format the best trials as Markdown."""
     names = list(configs.space_of(config.space.to_dict()))
     counts = [f"{sum(trial['state'] == state for trial in trials)} {state}" for state in _STATES.values()]
@@ -399,10 +400,10 @@ def _write_page(folders: Sequence[Path], config, out: Path) -> None:
     folders = [folder for folder in folders if (folder / "config.json").exists()]
     if len(folders) < 2:
         return
-    if (missing := run_report.missing()) is not None:
+    if (missing := run_report.missing_for_report()) is not None:
         say(f"no page of the trials: {missing}")
         return
-    runs, notes = comparison.load(folders, out / "runs")
+    runs, notes = comparison.load_runs(folders, out / "runs")
     chosen = f"The best {len(runs)} finished trials by {config.metric} ({config.direction}), the best first."
     with files.held(out, _PATIENCE):
         files.write_text(out / "compare.html", compare.build(runs, [chosen, *notes]))

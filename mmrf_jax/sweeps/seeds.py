@@ -15,13 +15,14 @@ import numpy as np
 from scipy import stats
 
 from mmrf_jax.abtest import statistics
+from mmrf_jax.io import tables
 from mmrf_jax.signals import SHORT_VIDEO
 
 MIN_SEEDS = 3  # with two, Student's interval is ±12.7 standard errors
 TOO_WIDE = 100.0  # percentage points
 
 
-def across(
+def across_seeds(
     by_seed: Sequence[Mapping[str, Mapping[str, float | None]]],
     reference: str,
     against: Mapping[str, str] | None = None,
@@ -68,7 +69,7 @@ def holm(table: Mapping[str, Mapping[str, Any]], metric: str, against: Mapping[s
     A difference is of an arm and its reference in percent, paired by seed, and its p-value Student's.
 
     Args:
-      table: of `across`.
+      table: of `across_seeds`.
       metric: one of its metrics.
       against: {arm: its reference}, the comparisons.
 
@@ -106,7 +107,7 @@ def less_is_better(metric: str) -> bool:
     return metric in statistics.lower_is_better(SHORT_VIDEO)
 
 
-def format_table(
+def format_seeds(
     table: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str],
     lower_is_better: Callable[[str], bool] = less_is_better,
@@ -116,12 +117,8 @@ def format_table(
     Args:
       lower_is_better: whether lower values of a metric are better.
     """
-    lines = ["| arm | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    lines += [
-        f"| {arm} | " + " | ".join(_cell(row[name], lower_is_better(name)) for name in metrics) + " |"
-        for arm, row in table.items()
-    ]
-    return "\n".join(lines)
+    cells = ([arm, *(_cell(row[name], lower_is_better(name)) for name in metrics)] for arm, row in table.items())
+    return tables.markdown(["arm", *metrics], cells)
 
 
 def _cell(entry: Mapping[str, Any], lower_is_better: bool) -> str:

@@ -53,7 +53,9 @@ def policy_of(name: str, source: sources.Source, partitioner: Partitioner) -> ra
     if name == POPULARITY:
         rows = offline.exposures(source.train())
         signals, number = source.spec.signals, source.items.num_videos
-        return popularity.make(signals, popularity.smoothed_means(signals, rows.video, rows.feedback, number))
+        return popularity.make_popularity_ranker(
+            signals, popularity.smoothed_means(signals, rows.video, rows.feedback, number)
+        )
     if name in source.policies or plugins.POLICIES.find(name, source.config.plugins):
         return untrained_arm(name, source)
     path = files.user_path(name, "policy")

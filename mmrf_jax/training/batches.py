@@ -43,14 +43,14 @@ class Batches(Protocol):
     def per_epoch(self, part: str) -> int:
         """Return the steps per epoch of the fit (`feedback`) or of the updates (`train`)."""
 
-    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
+    def steps(self, part: str, number: int, first: int, lr_scales: np.ndarray) -> Steps:
         """Return a context with an iterator of the steps of a part in round `number`, from `first` on.
 
-        Each is a batch, split over all devices, and the step's entry of `rates`.
+        Each is a batch, split over all devices, and the step's entry of `lr_scales`.
         """
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
-        """Yield batches of `size` segments left out of the feedback model's fit, as `measured` does of a log."""
+        """Yield batches of `size` segments left out of the feedback model's fit; see `measured_batches`."""
 
 
 #: A context with an iterator of batches and learning-rate factors.
@@ -69,7 +69,9 @@ class PhaseIterator:
       number: of the round.
     """
 
-    def __init__(self, data: Batches, part: str, number: int, epochs: int, done: int, rate: Callable[[float], float]):
+    def __init__(
+        self, data: Batches, part: str, number: int, epochs: int, done: int, lr_scale_at: Callable[[float], float]
+    ):
         """Begin after `done` steps of a phase.
 
         Args:
@@ -78,14 +80,14 @@ class PhaseIterator:
           number: of the round.
           epochs: over the data.
           done: steps before.
-          rate: gives the learning-rate factor of a step by the fraction of the phase before it.
+          lr_scale_at: gives the learning-rate factor of a step by the fraction of the phase before it.
 
         Raises:
           ValueError: if the log has too few segments for a batch.
         """
         self.position, self.total, self.number = done, epochs * data.per_epoch(part), number
-        rates = np.array([rate(at / self.total) for at in range(self.total)], np.float32)
-        self._steps = functools.partial(data.steps, part, number, done, rates)
+        lr_scales = np.array([lr_scale_at(at / self.total) for at in range(self.total)], np.float32)
+        self._steps = functools.partial(data.steps, part, number, done, lr_scales)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> PhaseIterator:
@@ -106,14 +108,14 @@ class PhaseIterator:
 
 @contextlib.contextmanager
 def _from_host(
-    get: Callable[[int], types.SessionBatch], first: int, rates: np.ndarray, partitioner: Partitioner
+    get: Callable[[int], types.SessionBatch], first: int, lr_scales: np.ndarray, partitioner: Partitioner
 ) -> Iterator[Iterator[tuple[types.SessionBatch, Any]]]:
     """Return a context with the steps of a phase whose batches `get(step)` makes on the host, this process's rows."""
-    with stream.ahead(get, first, len(rates)) as made:
-        yield ((partitioner.shard_inputs(batch), rates[first + i]) for i, batch in enumerate(made))
+    with stream.prefetch(get, first, len(lr_scales)) as made:
+        yield ((partitioner.shard_inputs(batch), lr_scales[first + i]) for i, batch in enumerate(made))
 
 
-def example(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
+def example_batch(spec: InputSpec, size: int, num_requests: int) -> types.SessionBatch:
     """Return a batch of zeros with the shapes and types of a run's batches of `size` segments, for compilation."""
     t, h, k, s = num_requests + 1, spec.history, spec.slate, len(spec.signals)
 
@@ -157,18 +159,18 @@ class InMemoryBatches:
         """Return this process's rows of step `at` of a part in round `number`."""
         rows, size = self._rows[part], getattr(self._config, part).batch
         epoch, position = divmod(at, len(rows) // size)
-        order = order_of(self._config.seed, number, part, epoch, len(rows))
+        order = epoch_order(self._config.seed, number, part, epoch, len(rows))
         chosen = rows[order[position * size : (position + 1) * size]]
         return sessions.gather_segments(self.log, self._partitioner.local_rows(chosen), self._config.train.segment)
 
-    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
-        return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
+    def steps(self, part: str, number: int, first: int, lr_scales: np.ndarray) -> Steps:
+        return _from_host(functools.partial(self.get, part, number), first, lr_scales, self._partitioner)
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
-        return measured(self.log, self._held, self._config.train.segment, size, most, exposures)
+        return measured_batches(self.log, self._held, self._config.train.segment, size, most, exposures)
 
 
-def measured(
+def measured_batches(
     log: Sessions, index: np.ndarray, num_requests: int, size: int, most: int, exposures: int
 ) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches per kind of exposure, spread over rows of a `segment_index`."""
@@ -176,10 +178,12 @@ def measured(
     if exposures == 2:
         random = types.exposed_at_random(log.context[log.offsets[index[:, 0]]])
     for part in (index[~random], index[random]):
-        yield from spread(log, part, num_requests, size, most)
+        yield from spread_batches(log, part, num_requests, size, most)
 
 
-def spread(log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: int) -> Iterator[types.SessionBatch]:
+def spread_batches(
+    log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: int
+) -> Iterator[types.SessionBatch]:
     """Yield at most `most` batches of `size` segments, spread evenly over rows of a `segment_index`.
 
     A batch that would be short is padded by repetition.
@@ -189,7 +193,7 @@ def spread(log: Sessions, rows: np.ndarray, num_requests: int, size: int, most: 
 
 
 def spread_rows(rows: np.ndarray, size: int, most: int) -> list[np.ndarray]:
-    """Return the rows of each batch of `spread`."""
+    """Return the rows of each batch of `spread_batches`."""
     rows = rows[:: max(len(rows) // (most * size), 1)]
     blocks = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
     if len(rows) and not blocks:
@@ -218,13 +222,13 @@ class StreamedBatches:
         sums = _Sums(discount, num_signals)
         slots = {part: partitioner.local_rows(np.arange(getattr(config, part).batch)) for part in _PARTS}
         share = (int(slots["train"][0]) // len(slots["train"]), config.train.batch // len(slots["train"]))
-        self._part = stream.Part(blocks, config.seed, share, sums.add)
+        self._part = stream.LogPart(blocks, config.seed, share, sums.add)
         self._sums = np.sum(multihost.gather_rows([sums.values[None]])[0], axis=0)
         self.sessions, self.requests = self._part.total, int(self._sums[0])
         kept = {"feedback": self._fitted(self._part.number), "train": np.ones(len(self._part.number), bool)}
 
         def make(part, number):
-            return stream.Batches(
+            return stream.BatchRows(
                 self._part,
                 slots[part],
                 getattr(config, part).batch,
@@ -280,15 +284,15 @@ class StreamedBatches:
     def log(self) -> Sessions:
         return self._sample[0]
 
-    def steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Steps:
-        return _from_host(functools.partial(self.get, part, number), first, rates, self._partitioner)
+    def steps(self, part: str, number: int, first: int, lr_scales: np.ndarray) -> Steps:
+        return _from_host(functools.partial(self.get, part, number), first, lr_scales, self._partitioner)
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         log, number = self._sample
         segment = self._config.train.segment
         index = sessions.segment_index(log, segment)
         held = number[index[:, 0]] % _HELD_OUT == _HELD_OUT - 1
-        return measured(log, index[held] if held.any() else index, segment, size, most, exposures)
+        return measured_batches(log, index[held] if held.any() else index, segment, size, most, exposures)
 
 
 class _Sums:
@@ -332,6 +336,6 @@ def steps_per_epoch(config: configs.Run, part: str, segments: int, partitioner: 
 
 
 @functools.lru_cache(maxsize=2)
-def order_of(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
+def epoch_order(seed: int, number: int, part: str, epoch: int, size: int) -> np.ndarray:
     """Return the order of `size` segments in an epoch."""
     return np.random.default_rng([seed, number, part == "feedback", epoch]).permutation(size)

@@ -14,7 +14,7 @@ from mmrf_jax.training import provenance, run_folder
 MAX_RUNS = 20
 
 
-def load(folders: Sequence[Path], runs_dir: Path) -> tuple[list[compare.Run], list[str]]:
+def load_runs(folders: Sequence[Path], runs_dir: Path) -> tuple[list[compare.Run], list[str]]:
     """Read runs to compare.
 
     Args:
@@ -89,8 +89,8 @@ def _read(name: str, path: Path) -> compare.Run:
         config=run_folder.read_config(path),
         results=run_folder.read_json(results) if results.exists() else {},
         rows=_rows(metrics) if metrics.exists() else [],
-        starts=provenance.read(path),
-        users=run_folder.read_users(path),
+        starts=provenance.read_starts(path),
+        users=run_folder.read_user_sums(path),
     )
 
 

@@ -1,8 +1,8 @@
-"""Run and study configs as typed dataclasses: the single definition of every default, range and help text.
+"""The config of a run as a dataclass, and configs as ConfigDicts and nested dictionaries: checked, merged, converted.
 
-Experiment files build a `Run` and return it as a ConfigDict, which `--config.a.b=value` overrides. `validate` checks
-such a ConfigDict, its `when_quick` overlay and a study's variants against the same fields. This module does not need
-JAX.
+Experiment files build a `Run` and return it as a ConfigDict, which `--config.a.b=value` overrides. `validate_config`
+checks such a ConfigDict, its `when_quick` overlay and a study's variants against the same fields. This module does not
+need JAX.
 """
 
 from __future__ import annotations
@@ -16,148 +16,27 @@ from ml_collections.config_dict import placeholder
 
 from mmrf_jax import fields
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.data.readers.kuairand import KuaiRandConfig
 from mmrf_jax.envs.short_video.config import WorldConfig
 from mmrf_jax.fields import field
-from mmrf_jax.io import trackers
+from mmrf_jax.io import files, trackers
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.models.feedback_model.config import FeedbackConfig
+from mmrf_jax.training.config_sections import (
+    LOGS,
+    ABTest,
+    Alternation,
+    Collect,
+    EstimatorStudy,
+    Feedback,
+    KuaiRandData,
+    LogData,
+    MixedPolicy,
+    OwnLogs,
+    Search,
+    Study,
+    Train,
+)
 
 SOURCES, SIMULATORS, ANSWERS = ("world", "kuairand", "logs"), ("world", "feedback"), ("sampled", "expected")
-_RANDOM = (
-    "`train` also learns from what was shown at random on the training days; every request then says in its context "
-    "whether it was"
-)
-_STREAM = "whether logs are read while training; None: those above 2^20 sessions"
-
-
-@dataclasses.dataclass(frozen=True)
-class LogData:
-    """Location of logs that are read instead of collected."""
-
-    dir: str = field("", "logs of mmrf collect or mmrf serve to learn from; empty: collect them")
-    stream: bool | None = field(None, _STREAM)
-
-
-@dataclasses.dataclass(frozen=True)
-class KuaiRandData(KuaiRandConfig):
-    """KuaiRand's logs, and how they are split into sessions."""
-
-    dir: str = field("", "the folder with the CSV files, or its parent")
-    cache_dir: str = field("~/.cache/mmrf_jax/kuairand", "where prepared records go")
-    session_gap_minutes: float = field(
-        0.0, "absence that ends a session; 0: a day for Pure, half an hour for 1K and 27K", fields.NOT_NEGATIVE
-    )
-    max_sessions: int = field(0, "of training; 0: all", fields.NATURAL)
-    statistics: bool = field(
-        True, "whether running means of videos, authors and tags up to the day before are features"
-    )
-    random_log: str = field("off", _RANDOM, among=("off", "train"))
-    stream: bool | None = field(None, _STREAM)
-    served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training days")
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnLogs:
-    """Your own log, and what its columns mean (`mmrf_jax.schema`)."""
-
-    path: str = field(
-        "",
-        "the log: a CSV, Parquet or Arrow file, a folder of them, or a glob such as 'logs/*.parquet'; or the folder "
-        "that mmrf prepare wrote",
-    )
-    schema: str = field("", "a Python file that defines `schema`")
-    item_table: str = field("", "table of the items, a path as for the log")
-    user_table: str = field("", "table of the users, a path as for the log")
-    candidate_table: str = field("", "table of the candidates of requests, a path as for the log")
-    cache_dir: str | None = field(None, "where prepared logs go; by default ~/.cache/mmrf_jax/logs")
-    slate: int = field(0, "K, the most items of a request; 0: as in the schema or the log", fields.NATURAL)
-    candidates: int = field(0, "C, the candidates of a request; 0: as in the schema or the log", fields.NATURAL)
-    statistics: bool = field(True, "whether running means of items, authors and tags up to the day before are features")
-    random_log: str = field("off", _RANDOM, among=("off", "train"))
-    served: str | None = field(None, "feedback log of mmrf serve, to learn from instead of the training part")
-    digest: str = field("", "of the log that a run has read; set by the program")
-    stream: bool | None = field(None, _STREAM)
-
-
-#: The section `data` of sources without a world.
-_LOGS: dict[str, Any] = {"kuairand": KuaiRandData, "logs": OwnLogs}
-
-
-@dataclasses.dataclass(frozen=True)
-class Collect:
-    """Logs collected in a simulator."""
-
-    sessions: int = field(8_192, "sessions of each round's log", fields.COUNT)
-    test_sessions: int = field(2_048, "sessions of the held-out log", fields.COUNT)
-    slots: int = field(
-        0, "users in flight on each device; 0: a quarter of the device's sessions, at most 1,024", fields.NATURAL
-    )
-    random_share: float | None = field(
-        None,
-        "share of a training log's requests with a random slate; every request then says in its context whether its "
-        "slate was random (KuaiRand: 0.0037); None: no such context; 0: the context alone",
-        fields.SHARE,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Alternation:
-    """Rounds of fit, label and update."""
-
-    rounds: int = field(3, "rounds of fit, label and update", fields.COUNT)
-    closed_loop: bool = field(True, "after the first round the newest policy serves and collects the round's log")
-    temperature: float = field(
-        1.0, "of the Plackett–Luce slates of that policy; 0: its best slate", fields.NOT_NEGATIVE
-    )
-    gap_sessions: int = field(
-        0,
-        "sessions served after each round both in the model and in the world, to compare the returns; 0 for none",
-        fields.NATURAL,
-    )
-    conflict_batches: int = field(
-        0, "batches of each round on which the agents' gradients are compared; 0 for none", fields.NATURAL
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Feedback(FeedbackConfig):
-    """The feedback model and its fit."""
-
-    batch: int = field(32, "segments of a step of the fit", fields.COUNT)
-    epochs: int = field(1, "over each round's log", fields.COUNT)
-    log_fraction: float = field(
-        1.0, "share of the log's sessions to fit on, to see what less data would do", fields.PART
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Updates of the agents."""
-
-    batch: int = field(32, "segments of an update", fields.COUNT)
-    segment: int = field(8, "requests of a segment", fields.COUNT)
-    candidates: int = field(
-        32,
-        "candidates of a request that an update looks at: those shown, and this many others at random; 0: all, as also "
-        "when agents.sampling chooses among them or when these are three quarters of all",
-        fields.NATURAL,
-    )
-    epochs: int = field(1, "over each round's log", fields.COUNT)
-    log_on_device: bool = field(
-        False, "whether a round's log stays on the devices, which then make its batches; for accelerators"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ABTest:
-    """The A/B test at the end of a run."""
-
-    sessions: int = field(4_096, "sessions per arm", "[2, 2147483647]")
-    day: int = field(0, "simulated day", fields.NATURAL)
-    arms: tuple[str, ...] = field(
-        ("production", "random", "oracle_myopic", "oracle_planning"), "arms in addition to the run's own"
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,65 +102,6 @@ class Run:
         return self.kuairand if self.source == "kuairand" else self.own_logs
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Fields that all studies share, in addition to `run`, `variants` or `policies`, and `when_quick`."""
-
-    quick: bool = field(False, "one seed, tiny runs")
-    reference: str = field("mmrf", "the variant that others are compared with")
-    tables: tuple[str, ...] = field(("ab_test",), "what is measured: see `mmrf_jax.sweeps.sweep`")
-    arms: tuple[str, ...] = field(("production",), "of A/B tests, that need no training")
-    seeds: int = field(5, "of each variant", fields.COUNT)
-    sessions: int = field(20_000, "in each arm and seed", "[2, 2147483647]")
-    days: int = field(14, "of tests over days", fields.COUNT)
-    holm: tuple[str, ...] = field(
-        (), "metrics of the A/B tests with p-values over seeds, adjusted for the number of arms (Holm, 1979)"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """Fields of a search, in addition to `run`, `space` and `when_quick`.
-
-    `space` has the fields of `run` that differ between trials, nested as in `run`. Each is a range {"low", "high",
-    "log"}, where `log` may be absent, or a list of choices.
-    """
-
-    quick: bool = field(False, "few trials, tiny runs")
-    metric: str = field(
-        "ab_test.{method}.watch_time.mean",
-        "what decides: a path in results.json below ab_test, {method} is the run's own arm; or, of runs on logs, "
-        "valid.SIGNAL.gauc and the like: measured on the validation days",
-    )
-    direction: str = field("maximize", "of the metric", among=("maximize", "minimize"))
-    trials: int = field(20, "in all, by all processes together; more may be added later", fields.COUNT)
-    sampler: str = field("tpe", "Optuna's sampler of the space", among=("random", "tpe"))
-    pruner: str = field(
-        "none", "asha: rounds are added to the best trials only, at 1, reduction, reduction², …", among=("none", "asha")
-    )
-    reduction: int = field(3, "asha: one trial of so many goes on at each rung", "[2, 2147483647]")
-    seed: int = field(0, "of the sampler; the runs have run.seed", fields.NATURAL)
-
-
-@dataclasses.dataclass(frozen=True)
-class EstimatorStudy:
-    """Fields of a study of the off-policy estimators, in addition to `run`, `policies` and `when_quick`."""
-
-    quick: bool = field(False, "few and small logs")
-    logs: int = field(200, "replicates, of users of their own", "[2, 2147483647]")
-    log_users: int = field(100, "of each log", "[2, 2147483647]")
-    log_requests: int = field(4, "of each session, the first", fields.COUNT)
-    sessions: int = field(16_384, "of each policy in the world", "[2, 2147483647]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """A policy in a study of the off-policy estimators."""
-
-    ranker: str = field("production", "whose scores are mixed with production's")
-    weight: float = field(1.0, "of that ranker; production has the rest", fields.SHARE)
-
-
 def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> ConfigDict:
     """Make the ConfigDict of a config, for experiment files to return.
 
@@ -290,23 +110,24 @@ def to_config_dict(config: Any, without: Collection[str] = (), **more: Any) -> C
       without: dotted names of fields to omit from the ConfigDict; they keep their defaults.
       **more: additional entries, such as `when_quick`.
     """
-    return ConfigDict({**_entries(config, frozenset(without), ""), **more})
-
-
-def _entries(config: Any, without: frozenset[str], prefix: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
+    for name, spec, value in _fields_of(config):
+        if not any(f"{name}.".startswith(f"{other}.") for other in without):
+            unset = value is None or (spec.metadata["optional"] and value == spec.default)
+            entries = _replaced(entries, name.split("."), placeholder(fields.kind(spec)) if unset else value)
+    return ConfigDict({**entries, **more})
+
+
+def _fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Yield the dotted name, declaration and value of each field of config files, in the sections that a run has."""
     for spec in dataclasses.fields(config):
-        name, value = f"{prefix}{spec.name}", getattr(config, spec.name)
-        if name in without or spec.metadata.get("internal"):
+        value = getattr(config, spec.name)
+        if spec.metadata.get("internal"):
             continue
         if dataclasses.is_dataclass(value):
-            value = _entries(value, without, f"{name}.")
-        elif value is None and not spec.metadata:  # a section that the run does not have
-            continue
-        elif value is None or (spec.metadata["optional"] and value == spec.default):
-            value = placeholder(fields.kind(spec))
-        entries[spec.name] = value
-    return entries
+            yield from _fields_of(value, f"{prefix}{spec.name}.")
+        elif spec.metadata:
+            yield f"{prefix}{spec.name}", spec, value
 
 
 def run_of(values: Mapping[str, Any]) -> Run:
@@ -318,11 +139,11 @@ def run_of(values: Mapping[str, Any]) -> Run:
       ValueError: for an unknown field, or a value outside a field's range.
     """
     values = {name: value for name, value in values.items() if name != "when_quick"}
-    validate(values)
+    validate_config(values)
     return _filled(_template(values), values)
 
 
-def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_config(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with some fields replaced; a quick one also has its `when_quick`, below `overrides`.
 
     Args:
@@ -330,16 +151,16 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
       overrides: fields to replace, as nested dictionaries or by dotted name, such as {"train.batch": 64}.
 
     Raises:
-      ValueError: as `validate`.
+      ValueError: as `validate_config`.
     """
     resolved = {name: value for name, value in values.items() if name != "when_quick"}
-    layers = [flat(overrides)]
+    layers = [files.flat(overrides)]
     if layers[0].get("quick", values.get("quick")):
-        layers.insert(0, flat(values.get("when_quick") or {}))
+        layers.insert(0, files.flat(values.get("when_quick") or {}))
     for layer in layers:
         for name, value in layer.items():
             resolved = _replaced(resolved, name.split("."), value)
-    validate(resolved)
+    validate_config(resolved)
     return resolved
 
 
@@ -361,14 +182,8 @@ def override(run: Run, **sections: Mapping[str, Any]) -> Run:
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a run's config, or a section of it, as nested dictionaries, which `run_of` reads back."""
     out: dict[str, Any] = {}
-    for spec in dataclasses.fields(config):
-        value = getattr(config, spec.name)
-        if spec.metadata.get("internal"):
-            continue
-        if dataclasses.is_dataclass(value):
-            out[spec.name] = as_dict(value)
-        elif spec.metadata:
-            out[spec.name] = list(value) if isinstance(value, tuple) else value
+    for name, _, value in _fields_of(config):
+        out = _replaced(out, name.split("."), list(value) if isinstance(value, tuple) else value)
     return out
 
 
@@ -383,25 +198,25 @@ def _filled(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **given)
 
 
-def validate(values: Mapping[str, Any]) -> None:
+def validate_config(values: Mapping[str, Any]) -> None:
     """Check the fields of a run's or study's config, given as nested dictionaries, against their types and ranges.
 
     Raises:
       ValueError: for the first invalid field, naming the field, its value and what to use.
     """
-    declared = specs(values)
-    for name, value in flat(values).items():
+    declared = declared_fields(values)
+    for name, value in files.flat(values).items():
         if name.startswith("space."):
             continue
         if name.startswith("policies."):
             if not isinstance(value, tuple | list) or len(value) != 2:
                 raise ValueError(f"config.{name} is {value!r}; give a ranker and its weight, such as ('random', 0.1)")
-            fields.check(Policy(*value), f"config.{name}")
+            fields.check(MixedPolicy(*value), f"config.{name}")
             continue
-        spec = declaration(name, declared)
+        spec = declared_field(name, declared)
         if spec is None:
             if value is not None and not name.startswith("against."):
-                raise ValueError(unknown(name, declared))
+                raise ValueError(unknown_field(name, declared))
         else:
             fields.refuse(spec, f"config.{name}", value)
     if "space" in values:
@@ -428,7 +243,7 @@ def _validate_space(space: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     for field_name, values in found.items():
         name, spec = f"config.space.{field_name}", declared.get(field_name)
         if spec is None:
-            raise ValueError(f"config.space: {unknown(field_name, declared)}")
+            raise ValueError(f"config.space: {unknown_field(field_name, declared)}")
         if isinstance(values, Mapping):
             _validate_range(spec, name, values)
         elif not isinstance(values, list | tuple) or len(values) == 0:
@@ -456,7 +271,7 @@ def _validate_range(spec: dataclasses.Field, name: str, given: Mapping[str, Any]
         raise ValueError(f"{name}.low is {given['low']!r}; a logarithmic range begins above 0")
 
 
-def unknown(name: str, names: Iterable[str]) -> str:
+def unknown_field(name: str, names: Iterable[str]) -> str:
     """Return the message that a config has no such field, with the nearest of `names`."""
     known, parts = [other.split(".") for other in names], name.split(".")
     at = next((i for i in range(len(parts)) if parts[: i + 1] not in [other[: i + 1] for other in known]), len(parts))
@@ -472,7 +287,7 @@ def _below(section: list[str], known: Iterable[list[str]]) -> set[str]:
     return {".".join(other[: size + 1]) for other in known if other[:size] == section and len(other) > size}
 
 
-def specs(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
+def declared_fields(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     """Return the declarations of all fields of a config by dotted name, including those of `run`.
 
     Raises:
@@ -492,26 +307,16 @@ def _specs_of_run(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
             f"config.source={source!r} does not go with this config; each source has a packaged config of its name: "
             f"{', '.join(SOURCES)}"
         )
-    return dict(_declared(_template(config), ""))
+    return {name: spec for name, spec, _ in _fields_of(_template(config))}
 
 
 def _template(values: Mapping[str, Any]) -> Run:
     """Return a run with the defaults of its source."""
     source = values["source"]
-    return Run() if source == "world" else Run(source=source, world=None, data=_LOGS[source]())
+    return Run() if source == "world" else Run(source=source, world=None, data=LOGS[source]())
 
 
-def _declared(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field]]:
-    for spec in dataclasses.fields(config):
-        if spec.metadata.get("internal"):
-            continue
-        if dataclasses.is_dataclass(value := getattr(config, spec.name)):
-            yield from _declared(value, f"{prefix}{spec.name}.")
-        elif spec.metadata:
-            yield f"{prefix}{spec.name}", spec
-
-
-def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:
+def declared_field(name: str, declared: Mapping[str, dataclasses.Field]) -> dataclasses.Field | None:
     """Return the declaration of a field, including fields of `when_quick` or of a variant; None if there is none."""
     parts = [part for part in name.split(".") if part != "when_quick"]
     return declared.get(".".join(["run", *parts[2:]] if parts[0] == "variants" else parts))
@@ -520,7 +325,7 @@ def declaration(name: str, declared: Mapping[str, dataclasses.Field]) -> datacla
 def _validate_together(run: Mapping[str, Any]) -> None:
     """Refuse combinations of values that are valid separately but not together."""
     kinds: dict[str, Any] = {"agents": AgentConfig, "feedback": Feedback}
-    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": _LOGS[run["source"]]}
+    kinds |= {"world": WorldConfig} if run["source"] == "world" else {"data": LOGS[run["source"]]}
     for section, kind in kinds.items():
         given = {name: value for name, value in run.get(section, {}).items() if value is not None}
         made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
@@ -534,14 +339,3 @@ def _validate_together(run: Mapping[str, Any]) -> None:
             f"config.collect.random_share is for logs of the world, not of {run['source']}; "
             "use --config.data.random_log=train"
         )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries into one with dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
-    return out

@@ -1,4 +1,4 @@
-"""Evaluation of a run: A/B tests, offline metrics, model quality, and the model exploitation gap."""
+"""Evaluation of a run on held-out logs: offline metrics, model quality, and more of `mmrf evaluate`."""
 
 from __future__ import annotations
 
@@ -11,129 +11,21 @@ import jax
 import numpy as np
 
 from mmrf_jax import types
-from mmrf_jax.abtest import aa, simulate, simulate_days
+from mmrf_jax.abtest import simulate
 from mmrf_jax.agents import boosting, popularity, registry
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.envs import learned, rankers
-from mmrf_jax.envs.environment import Environment
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted, phase, say
 from mmrf_jax.metrics import model_quality, offline, ranking
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import configs, off_policy, predictions, sources, steps, train_state
-from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training import off_policy, predictions, simulated_tests, sources
+from mmrf_jax.training.trained_run import TrainedRun
 
-#: Upper limits on the requests that sessions of the model exploitation gap start from: in total, and per session.
-_GAP_POOL, _GAP_POOL_A_SESSION = 8_192, 4
-_FROZEN = "test_frozen"  # name of a split
+_FROZEN = "test_frozen_history"  # name of a split
 _CHECKS = 32  # for a stop signal while a log is scored, whatever the share of a process
-_MAX_SESSION = 64  # requests, if a config sets no maximum session length
-
-
-def ab_key(seed: int) -> types.Key:
-    """Return the PRNG key of a seed's A/B test, whose users are 0, 1, …"""
-    return jax.random.fold_in(types.make_key(seed), 12)
-
-
-def compare(
-    config: configs.Run,
-    source: sources.Source,
-    policies: dict[str, Any],
-    partitioner: Partitioner,
-    *,
-    days: int = 1,
-    hashed: bool = False,
-    cuped: bool = False,
-    always_valid: bool = False,
-    observe: Callable[[Mapping[str, Mapping[str, np.ndarray]]], object] = lambda sums: None,
-) -> dict[str, Any]:
-    """Run an A/B test in the source's simulator, with progress; the first arm is the control.
-
-    Args:
-      days: simulated days; above 1, users return (`simulate_days.compare`).
-      hashed: whether each user is in one arm, by hash, instead of in all of them.
-      cuped: as in `simulate.compare`.
-      always_valid: as in `simulate.compare`.
-      observe: as in `simulate.compare`, for tests of one day.
-
-    Raises:
-      ValueError: without a simulator, or for days outside the simulator's range.
-    """
-    names = list(policies)
-    sim, key = _simulator(config, source)
-    options: dict[str, Any] = {
-        "control": names[0],
-        "num_users": config.ab_test.sessions,
-        "k": source.spec.slate,
-        "cuped": cuped,
-        "always_valid": always_valid,
-        "salt": f"A/B test of seed {config.seed}" if hashed else None,
-        "progress": counted("ab_test", config.ab_test.sessions * len(names) * days),
-    }
-    if days == 1:
-        return simulate.compare(sim, policies, key, partitioner, day=config.ab_test.day, observe=observe, **options)
-    sources.check_days(config, days)
-    return simulate_days.compare(sim, policies, key, partitioner, first_day=config.ab_test.day, days=days, **options)
-
-
-def aa_tests(
-    config: configs.Run, source: sources.Source, policy, partitioner: Partitioner, tests: int, cuped: bool = False
-) -> dict[str, Any]:
-    """Return `abtest.aa.coverage` of 2 × config.ab_test.sessions sessions served by one policy."""
-    number = 2 * config.ab_test.sessions
-    (sim, key), day = _simulator(config, source), config.ab_test.day
-    phase("serve")
-    sums = simulate.rollout_user_metrics(
-        sim, policy, key, partitioner, first_user=0, num_users=number, day=day, k=source.spec.slate
-    )
-    means = simulate.history_means(sim, key, sums["user_id"], day, min(simulate.BLOCK, number)) if cuped else None
-    phase("aa_tests")
-    return aa.coverage(
-        sim.signals, {name: x for name, x in sums.items() if name not in simulate.NOT_TESTED}, tests, means
-    )
-
-
-def _simulator(config: configs.Run, source: sources.Source) -> tuple[Environment, types.Key]:
-    """Return the simulator of a config's A/B tests and its PRNG key.
-
-    Raises:
-      ValueError: for a source without a simulator.
-    """
-    if source.sim is None:
-        raise ValueError(
-            f"A/B tests need a simulator, but config.source is {config.source!r}; use the config `world`, or "
-            "config.simulator=feedback with config.simulator_checkpoint=RUN"
-        )
-    return source.sim.with_items(source.items), ab_key(config.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """A run as evaluators see it.
-
-    Attributes:
-      source: its items are on the devices of `state`.
-      state: what the run has learned.
-      partitioner: of the devices that `state` is on.
-      arms: the policies of the run's A/B test in addition to its own.
-      begin: (name, program) -> None; announces a phase of evaluation, and waits until a program of that name, which is
-        compiled in the background, is ready.
-    """
-
-    config: configs.Run
-    plan: steps.TrainConfig
-    source: sources.Source
-    state: TrainState
-    partitioner: Partitioner
-    arms: Mapping[str, rankers.AnyRanker] = dataclasses.field(default_factory=dict)
-    begin: Callable[..., None] = lambda name, program=None: phase(name)
-
-    def local(self) -> TrainedRun:
-        """Return the run on this process's devices only; all processes must call it."""
-        partitioner, state = Partitioner.local(), multihost.to_local(self.state)
-        return dataclasses.replace(self, source=self.source.local(), state=state, partitioner=partitioner)
 
 
 @dataclasses.dataclass
@@ -184,7 +76,7 @@ class ScoredSplit(Split):
 Evaluator = Callable[[TrainedRun, Any], dict[str, Any] | None]
 
 
-def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = True) -> dict[str, Any]:
+def evaluate_run(run: TrainedRun, thorough: bool = False, with_baselines: bool = True) -> dict[str, Any]:
     """Call the evaluators on the held-out logs; on KuaiRand popularity and boosting are compared too.
 
     Several processes share the work: each scores a part of every log, and measures some of the signals.
@@ -196,11 +88,11 @@ def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = Tru
       with_baselines: whether simple predictors and rankers (no trained agents) also score real logs.
 
     Returns:
-      {"offline": metrics of the test log, "fidelity": model quality on it, "offline_other", "fidelity_other":
-      {log: the same}, "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
+      {"offline": metrics of the test log, "model_quality": of its predictions; "offline/LOG" and "model_quality/LOG":
+      the same of other logs; "excess_logloss": {log: {signal: by decile of uncertainty}}, "simulated_sessions": {log:
       {"requests" | main signal per session: {"ks": distance to the log's, "simulated", "actual": means}}},
-      "off_policy": {log: `off_policy.evaluate`}}. Among the other logs, `test_frozen` is the test log again, with every
-      request scored without any feedback of the test days (`sessions.freeze_histories`).
+      "off_policy": {log: `off_policy.estimate_ranker`}}. One of the other logs, `test_frozen_history`, is the test log
+      again, each request scored without any feedback of the test days (`sessions.freeze_histories`).
     """
     evaluators = EVALUATORS | (THOROUGH_EVALUATORS if thorough else {})
     found: dict[str, dict[str, Any]] = {name: {} for name in evaluators}
@@ -208,12 +100,12 @@ def evaluate(run: TrainedRun, thorough: bool = False, with_baselines: bool = Tru
         for name, evaluator in evaluators.items():
             if (metrics := evaluator(run, split)) is not None:
                 found[name][split.name] = metrics
-    result: dict[str, Any] = {"signals": run.source.spec.signals.as_dict()}
+    result: dict[str, Any] = {"signals": run.signals.as_dict()}
     for name, by_log in found.items():
-        if name in EVALUATORS and by_log:  # the test log's metrics have the name, those of other logs are apart
-            result[name] = by_log.pop("test")
-            name = f"{name}_other"
-        result |= {name: by_log} if by_log else {}
+        if name in EVALUATORS:
+            result |= {offline.key(name, log): metrics for log, metrics in by_log.items()}
+        elif by_log:
+            result[name] = by_log
     return result
 
 
@@ -235,7 +127,7 @@ def _scored_splits(run: TrainedRun, with_baselines: bool) -> Iterator[ScoredSpli
             scores |= {_FROZEN: scores["test"]} if scores else {}
     for name, log in tests.items():
         num_requests = 1 if name == _FROZEN else run.config.train.segment
-        rows, predicted = score(run, log, num_requests)
+        rows, predicted = score_exposures(run, log, num_requests)
         yield ScoredSplit(
             name,
             functools.partial(tests.__getitem__, name),
@@ -255,8 +147,8 @@ def _ranking(run: TrainedRun, split: ScoredSplit) -> dict[str, Any]:
         own = {"critics" if name == "agents" else "feedback_model": x for name, x in split.predicted.items()}
         rankers = {**rankers, "logistic": split.simple["logistic"], **own}
     agents = registry.get(run.config.method).signals(run.plan.agents)
-    duration = np.asarray(run.source.items.duration)[split.rows.video]
-    signals, each = run.source.spec.signals, multihost.share_out
+    duration = np.asarray(run.items.duration)[split.rows.video]
+    signals, each = run.signals, multihost.share_out
     return offline.metrics(split.rows, signals, agents, split.before, duration, rankers, each=each)
 
 
@@ -265,15 +157,15 @@ def _model_quality(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None
     predicted, rows = split.predicted | dict(split.simple), split.rows
     if not predicted:
         return None
-    signals, each = run.source.spec.signals, multihost.share_out
+    signals, each = run.signals, multihost.share_out
     return model_quality.metrics(signals, rows.user_id, rows.feedback, predicted, each=each)
 
 
 def _off_policy(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
-    """Return `off_policy.evaluate`."""
+    """Return `off_policy.estimate_ranker`."""
     if split.frozen:
         return None
-    return off_policy.evaluate(run.config, run.source, run.plan, run.state, split.log)
+    return off_policy.estimate_ranker(run, split.log)
 
 
 def _excess(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
@@ -282,11 +174,11 @@ def _excess(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] | None:
         return None
 
     def one(batch):
-        shown = predictions.shown(batch)
-        return np.moveaxis(predictions.uncertainty(run.state, batch, shown, run.source.items, run.plan), -1, -2)
+        shown = predictions.exposed_videos(batch)
+        return np.moveaxis(predictions.predict_uncertainty(run.state, batch, shown, run.items, run.plan), -1, -2)
 
     u = _scored(run, one, split.log, split.num_requests).scores
-    found, feedback, signals = split.predicted["model"], split.rows.feedback, run.source.spec.signals
+    found, feedback, signals = split.predicted["model"], split.rows.feedback, run.signals
     return {
         signal: model_quality.excess_logloss_by_decile(u[:, i], found[signal], feedback[:, i])
         for i, signal in zip(signals.binary, signals.binary_names, strict=True)
@@ -301,16 +193,16 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
     if split.frozen or not run.plan.use_feedback_model:
         return None
     log = split.log
-    model = feedback_simulator(run.source, run.plan, run.state, log)
+    model = simulated_tests.feedback_simulator(run.source, run.plan, run.state, log)
     policy = rankers.PrivilegedPolicy(learned.logged_slates, 0.0)
     key = jax.random.fold_in(types.make_key(run.config.seed), 14)
     served = simulate.rollout_user_metrics(
-        model, policy, key, run.partitioner, first_user=0, num_users=log.num_sessions, day=0, k=run.source.spec.slate
+        model, policy, key, run.partitioner, user_ids=np.arange(log.num_sessions), day=0
     )
     log = sessions.select_sessions(log, np.arange(int(model.default_params.pool.num_sessions)))  # its starts
     session, request, slot = sessions.exposure_index(log)
-    main = run.source.spec.signals.main
-    total = np.bincount(session, log.feedback[request, slot, run.source.spec.signals.index(main)], log.num_sessions)
+    main = run.signals.main
+    total = np.bincount(session, log.feedback[request, slot, run.signals.index(main)], log.num_sessions)
     result = {}
     for name, actual in (("requests", np.diff(log.offsets)), (main, total)):
         ks = model_quality.ks_distance(served[name], actual)
@@ -319,7 +211,7 @@ def _simulated_sessions(run: TrainedRun, split: ScoredSplit) -> dict[str, Any] |
 
 
 #: Evaluators of a held-out log, by their keys in results.json.
-EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "fidelity": _model_quality}
+EVALUATORS: dict[str, Evaluator] = {"offline": _ranking, "model_quality": _model_quality}
 #: More of them in `mmrf evaluate`.
 THOROUGH_EVALUATORS: dict[str, Evaluator] = {
     "off_policy": _off_policy,
@@ -368,60 +260,18 @@ def _simple(source: sources.Source, tests: dict[str, Sessions]) -> tuple[dict[st
     return simple, {name: {"popularity": popular[name], "boosting": boosted[name]} for name in tests}
 
 
-def feedback_simulator(source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions, **options):
-    """Return the run's feedback model as a simulator over the session starts of a log."""
-    longest = source.config.world.max_requests if source.config.source == "world" else _MAX_SESSION
-    return learned.make(train_state.model_of(state), source.items, plan.feedback, log, longest, **options)
-
-
-def model_exploitation_gap(run: TrainedRun, split: Split) -> dict[str, float]:
-    """Compute the newest policy's return in the feedback model and in the source's simulator: main signal per session.
-
-    Args:
-      run: its `arms` are those of its A/B test; sharing that test's compiled program avoids a new compilation.
-      split: the log whose session starts the feedback model simulates.
-
-    Returns:
-      {"model", "world", "gap"}; "gap" is model − world, the model exploitation gap: how far the policy profits from
-      errors of the model.
-    """
-    config, source, partitioner = run.config, run.source, run.partitioner
-    policy = registry.get(run.plan.method).make_policy(run.state.agents, source.items, run.plan.agents)
-    pool = min(_GAP_POOL, _GAP_POOL_A_SESSION * config.collect.sessions)  # the same size for the log of every round
-    model = feedback_simulator(source, run.plan, run.state, split.log, pool_requests=pool)
-    number = config.alternation.gap_sessions
-    key = jax.random.fold_in(types.make_key(config.seed), 13)
-    chosen = rankers.choices({**run.arms, config.method: policy})[config.method]
-    world, capacity = _simulator(config, source)[0], simulate.block_users(config.ab_test.sessions, partitioner)
-    serving: dict[str, tuple[Environment, Any, int]] = {
-        "model": (model, policy, number),
-        "world": (world, chosen, capacity),
-    }
-    earned, done = {}, counted("model_exploitation_gap", 2)
-    for name, (sim, ranker, most) in serving.items():
-        served = simulate.rollout_user_metrics(
-            sim, ranker, key, partitioner, first_user=0, num_users=number, day=0, k=source.spec.slate, capacity=most
-        )
-        earned[name] = float(served[source.spec.signals.main].mean())
-        done(len(earned))
-    return earned | {"gap": earned["model"] - earned["world"]}
-
-
-def ranking_of_valid(
-    config: configs.Run, source: sources.Source, plan: steps.TrainConfig, state: TrainState
-) -> dict[str, Any]:
+def ranking_of_valid(run: TrainedRun) -> dict[str, Any]:
     """Return `offline.metrics` of a run on the validation days of its logs.
 
     Raises:
       ValueError: for a source without validation days.
     """
-    if source.valid is None:
-        raise ValueError(f"config.source={config.source!r} has no validation days here; keep some in its split")
-    run = TrainedRun(config, plan, source, state, Partitioner())
-    rows, _ = score(run, source.valid(), config.train.segment)
-    agents = registry.get(config.method).signals(plan.agents)
-    duration = np.asarray(source.items.duration)[rows.video]
-    return offline.metrics(rows, source.spec.signals, agents, offline.exposures(source.train()), duration, None)
+    if run.source.valid is None:
+        raise ValueError(f"config.source={run.config.source!r} has no validation days here; keep some in its split")
+    rows, _ = score_exposures(run, run.source.valid(), run.config.train.segment)
+    agents = registry.get(run.config.method).signals(run.plan.agents)
+    duration = np.asarray(run.items.duration)[rows.video]
+    return offline.metrics(rows, run.signals, agents, offline.exposures(run.source.train()), duration, None)
 
 
 def _history_rows(log: Sessions) -> offline.Rows:
@@ -432,7 +282,9 @@ def _history_rows(log: Sessions) -> offline.Rows:
     return offline.Rows(user[mask], log.history_videos[mask], log.history_feedback[mask], empty)
 
 
-def score(run: TrainedRun, log: Sessions, num_requests: int) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
+def score_exposures(
+    run: TrainedRun, log: Sessions, num_requests: int
+) -> tuple[offline.Rows, dict[str, dict[str, np.ndarray]]]:
     """Score every exposure of a log with a run, in segments of `num_requests`, and predict its feedback.
 
     Returns:
@@ -441,7 +293,7 @@ def score(run: TrainedRun, log: Sessions, num_requests: int) -> tuple[offline.Ro
     plan = run.plan
 
     def one(batch):
-        out = jax.device_get(predictions.evaluate(run.state, batch, run.source.items, plan))
+        out = jax.device_get(predictions.score_and_predict(run.state, batch, run.items, plan))
         parts = [np.take_along_axis(out["scores"], np.asarray(batch.slate)[..., None, :], axis=-1)]
         return np.concatenate([*parts, *(np.moveaxis(out[name], -1, -2) for name in plan.predictors)], axis=-2)
 
@@ -449,8 +301,7 @@ def score(run: TrainedRun, log: Sessions, num_requests: int) -> tuple[offline.Ro
     num_agents = len(registry.get(plan.method).signals(plan.agents))
     expected = np.split(rows.scores[:, num_agents:], max(len(plan.predictors), 1), axis=1)
     found = {
-        name: dict(zip(run.source.spec.signals.names, x.T, strict=True))
-        for name, x in zip(plan.predictors, expected, strict=False)
+        name: dict(zip(run.signals.names, x.T, strict=True)) for name, x in zip(plan.predictors, expected, strict=False)
     }
     return dataclasses.replace(rows, scores=rows.scores[:, :num_agents]), found
 

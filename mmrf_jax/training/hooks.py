@@ -157,7 +157,7 @@ def _all_finite(x: jax.Array) -> jax.Array:
     return jnp.isfinite(x).all()
 
 
-class Times:
+class PhaseTimes:
     """Wall time in seconds since construction, by activity, with compilation separate.
 
     Args:
@@ -171,7 +171,7 @@ class Times:
         self._kind, self._since = "preparing", self._now()
         self._spent = dict.fromkeys([*_KINDS.values(), "evaluating"], 0.0)
 
-    def __enter__(self) -> Times:
+    def __enter__(self) -> PhaseTimes:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,7 +193,7 @@ class Times:
         return self._clock(), self._compiling.seconds + self._ahead.waited
 
 
-def describe(seconds: dict[str, float]) -> str:
+def describe_times(seconds: dict[str, float]) -> str:
     """Return the times as one line of text."""
     total = sum(seconds.values())
     return f"time: {total:.0f} s, of which " + ", ".join(f"{kind} {value:.0f}" for kind, value in seconds.items())

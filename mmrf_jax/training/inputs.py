@@ -57,7 +57,7 @@ class Inputs:
     code: str = mmrf_jax.__version__
 
 
-def of_source(source: sources.Source) -> Inputs:
+def inputs_of_source(source: sources.Source) -> Inputs:
     """Return the inputs of a source whose items are on this process's devices."""
     items = source.items
     added = 0 if items.statistics is None else items.statistics.shape[-1]
@@ -69,7 +69,7 @@ def of_source(source: sources.Source) -> Inputs:
     return Inputs(source.spec, items, ids, *known)
 
 
-def write(workdir: Path, inputs: Inputs) -> None:
+def write_inputs(workdir: Path, inputs: Inputs) -> None:
     """Write the inputs of a run, unless its folder has them."""
     if (workdir / "inputs.json").exists():
         return
@@ -85,7 +85,7 @@ def write(workdir: Path, inputs: Inputs) -> None:
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
 
 
-def read(workdir: Path) -> Inputs | None:
+def read_inputs(workdir: Path) -> Inputs | None:
     """Read the inputs of a run; None if its folder has none, as those of version 0.2.0 and before.
 
     Raises:

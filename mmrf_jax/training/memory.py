@@ -32,7 +32,7 @@ _MEMORIES, _VIDEOS, _OUTPUTS = 11, 4, 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes of each device."""
 
     state: float  # parameters, optimisers, tables, the policy that collects
@@ -48,14 +48,14 @@ class Estimate:
         return self.state + self.items + self.log + max(self.collect, self.fit, self.update)
 
 
-def estimate(
+def estimate_memory(
     config: configs.Run,
     plan: steps.TrainConfig,
     source: sources.Source,
     shapes: TrainState,
     partitioner: Partitioner,
     seeds: int = 1,
-) -> Estimate:
+) -> MemoryEstimate:
     """Estimate the memory of a run, or of several side by side.
 
     Args:
@@ -79,7 +79,7 @@ def estimate(
     if seeds > 1:
         state += seeds / devices * sum(_bytes(x) for x in leaves)
         encodings *= seeds
-    return Estimate(
+    return MemoryEstimate(
         state=state,
         items=float(encodings + sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves(world))),
         log=seeds * log,
@@ -122,7 +122,7 @@ def _update(config: configs.Run, plan: steps.TrainConfig, spec: InputSpec) -> in
     return _FLOAT * ((config.train.segment + 1) * request + _VIDEOS * spec.history * video)
 
 
-def check(config: configs.Run, found: Estimate, partitioner: Partitioner, seeds: int = 1) -> None:
+def check_memory(config: configs.Run, found: MemoryEstimate, partitioner: Partitioner, seeds: int = 1) -> None:
     """Refuse a run that does not fit the devices, or several side by side.
 
     Raises:

@@ -11,8 +11,8 @@ from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.io.progress import counted, phase
 from mmrf_jax.ope import behavior_policy, estimators, propensity
-from mmrf_jax.training import configs, predictions, sources, steps
-from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training import predictions, sources
+from mmrf_jax.training.trained_run import TrainedRun
 
 #: How a log's propensities are known, their logarithms [r, K] given the slots above, and a fitted model's calibration.
 Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
@@ -20,14 +20,7 @@ Propensities = tuple[str, np.ndarray, dict[str, Any] | None]
 _BATCH = 64  # segments scored at a time
 
 
-def evaluate(
-    config: configs.Run,
-    source: sources.Source,
-    plan: steps.TrainConfig,
-    state: TrainState,
-    log: Sessions,
-    known: Propensities | None = None,
-) -> dict[str, Any]:
+def estimate_ranker(run: TrainedRun, log: Sessions, known: Propensities | None = None) -> dict[str, Any]:
     """Estimate all signals for a run's stochastic ranker.
 
     Args:
@@ -39,15 +32,15 @@ def evaluate(
       `estimators.estimate`}}. Values are per video, and for "session" discounted sums over a session. "dm" and "dr" use
       the first of `plan.predictors`.
     """
-    kind, log_propensity, calibration = propensities(source, log) if known is None else known
+    kind, log_propensity, calibration = log_propensities_of(run.source, log) if known is None else known
     phase("off_policy")
-    log_probability, expected, direct = _policy(config, source, plan, state, log)
+    log_probability, expected, direct = _policy(run, log)
     weight = np.where(log.slate >= 0, propensity.log_ratio(log_probability, log_propensity), 0.0)  # [r, K]
-    units = estimates(log, source.spec.signals.names, weight, plan.agents.discount, expected, direct)
+    units = estimate_units(log, run.signals.names, weight, run.plan.agents.discount, expected, direct)
     return {"propensities": kind, "units": units} | ({"behaviour": calibration} if calibration else {})
 
 
-def estimates(
+def estimate_units(
     log: Sessions,
     signals: tuple[str, ...],
     weight: np.ndarray,
@@ -88,7 +81,7 @@ def estimates(
     return units
 
 
-def propensities(source: sources.Source, log: Sessions) -> Propensities:
+def log_propensities_of(source: sources.Source, log: Sessions) -> Propensities:
     """Return how a log's propensities are known, their logarithms [r, K] given the slots above, and any calibration.
 
     Raises:
@@ -118,34 +111,29 @@ def propensities(source: sources.Source, log: Sessions) -> Propensities:
     return "fitted", each, calibration
 
 
-def _policy(
-    config, source: sources.Source, plan: steps.TrainConfig, state: TrainState, log: Sessions
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _policy(run: TrainedRun, log: Sessions) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return log-probabilities [r, K] of the exposed videos, and two predictions [r, K, S] by the first predictor.
 
     The predictions are expected feedback: of the exposed videos, and in expectation over the policy.
     """
-    segment = config.train.segment
+    plan, state, items, segment = run.plan, run.state, run.items, run.config.train.segment
     index = sessions.segment_index(log, segment)
     done, predictor = counted("off_policy", len(index)), next(iter(plan.predictors), None)
     parts: list[tuple[np.ndarray, ...]] = []
-    for start in range(0, len(index), _BATCH):
-        rows = index[start : start + _BATCH]
-        batch = sessions.gather_segments(log, np.resize(rows, (_BATCH, 2)), segment)
-        live = batch.mask[:, :-1] & (np.arange(_BATCH) < len(rows))[:, None]
+    for rows, batch, live in sessions.padded_batches(log, index, _BATCH, segment):
 
         def requests(x, live=live):
             return np.asarray(x)[:, :-1][live]
 
         slate = np.where(requests(batch.slate_mask), requests(batch.slate), -1)
-        scores = registry.score_candidates(state.agents, batch, source.items, plan.agents, plan.method)
+        scores = registry.score_candidates(state.agents, batch, items, plan.agents, plan.method)
         scores = propensity.standardised(requests(scores[..., -1, :]))
         part = [propensity.log_prob(scores, slate)]
         if predictor:
-            values = requests(predictions.feedback(state, batch, batch.candidates, source.items, plan)[predictor])
+            values = requests(predictions.predict_feedback(state, batch, batch.candidates, items, plan)[predictor])
             part.append(np.take_along_axis(values, np.maximum(slate, 0)[..., None], axis=1))
             part.append(propensity.expectation(scores, slate, values))
         parts.append(tuple(part))
-        done(start + len(rows))
+        done(rows.stop)
     joined = [np.concatenate(x) for x in zip(*parts, strict=True)]
     return (joined[0], joined[1], joined[2]) if predictor else (joined[0], None, None)

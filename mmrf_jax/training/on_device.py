@@ -49,27 +49,29 @@ class DeviceBatches:
 
     @contextlib.contextmanager
     def steps(
-        self, part: str, number: int, first: int, rates: np.ndarray
+        self, part: str, number: int, first: int, lr_scales: np.ndarray
     ) -> Iterator[Iterator[tuple[types.SessionBatch, Any]]]:
-        yield self._steps(part, number, first, rates)
+        yield self._steps(part, number, first, lr_scales)
 
-    def _steps(self, part: str, number: int, first: int, rates: np.ndarray) -> Iterator[tuple[types.SessionBatch, Any]]:
+    def _steps(
+        self, part: str, number: int, first: int, lr_scales: np.ndarray
+    ) -> Iterator[tuple[types.SessionBatch, Any]]:
         size, per_epoch = getattr(self._config, part).batch, self.per_epoch(part)
         next_step = _next_step(self._log.layout, size, self._config.train.segment, self._partitioner)
-        while first < len(rates):
+        while first < len(lr_scales):
             epoch, position = divmod(first, per_epoch)
-            order, factors = self._epoch(part, number, epoch), rates[epoch * per_epoch : (epoch + 1) * per_epoch]
+            order, factors = self._epoch(part, number, epoch), lr_scales[epoch * per_epoch : (epoch + 1) * per_epoch]
             here = self._partitioner.replicate((_padded(order), _padded(factors), np.int32(position)))
             *schedule, at = here
             for _ in range(position, len(factors)):
-                batch, rate, at = next_step(self._log.rows, *schedule, at)
-                yield batch, rate
+                batch, lr_scale, at = next_step(self._log.rows, *schedule, at)
+                yield batch, lr_scale
             first = (epoch + 1) * per_epoch
 
     def _epoch(self, part: str, number: int, epoch: int) -> np.ndarray:
         """Return the segments of an epoch in their order."""
         index = self._index[part]
-        return index[batches.order_of(self._config.seed, number, part, epoch, len(index))]
+        return index[batches.epoch_order(self._config.seed, number, part, epoch, len(index))]
 
     def held_out(self, size: int, most: int, exposures: int) -> Iterator[types.SessionBatch]:
         assert exposures == 1  # `rounds` refuses others before the log is there
@@ -86,12 +88,12 @@ def _padded(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _next_step(layout: Layout, size: int, num_requests: int, partitioner: Partitioner) -> Callable[..., Any]:
-    """Return a program: (rows of the log, segments of an epoch, its rates, step) -> batch, rate, next step."""
+    """Return a program: (rows of the log, segments of an epoch, its lr_scales, step) -> batch, lr_scale, next step."""
 
-    def next_step(rows: Rows, order: chex.Array, rates: chex.Array, at: chex.Array):
+    def next_step(rows: Rows, order: chex.Array, lr_scales: chex.Array, at: chex.Array):
         index = jax.lax.dynamic_slice_in_dim(order, at * size, size)
         batch = device_log.gather(layout, rows, index, num_requests, partitioner)
-        return batch, rates[at], at + 1
+        return batch, lr_scales[at], at + 1
 
     numbers = partitioner.replicated_sharding
     return jax.jit(next_step, out_shardings=(partitioner.data_sharding, numbers, numbers))

@@ -11,12 +11,14 @@ from mmrf_jax.data import frame_log
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.io import files
 from mmrf_jax.parallel import multihost
-from mmrf_jax.training import configs, run_folder
+from mmrf_jax.training import config_sections, configs, run_folder
 
 _CACHE = "~/.cache/mmrf_jax/logs"
 
 
-def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple[configs.Run, SessionLog | None]:
+def prepare_own_log(
+    config: configs.Run, workdir: Path, log: SessionLog | None
+) -> tuple[configs.Run, SessionLog | None]:
     """Return a run's config with the sizes of its log, and the log; both unchanged for other sources.
 
     A run that has learned something already keeps the log of its folder, unless another one is given.
@@ -33,7 +35,7 @@ def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple
     if log is None:
         stored = workdir / run_folder.LOG
         resumes = run_folder.has_learned(workdir) and stored.exists()
-        log = SessionLog.open(stored) if resumes else multihost.in_turn(lambda: read(config.own_logs))
+        log = SessionLog.open(stored) if resumes else multihost.in_turn(lambda: read_own_log(config.own_logs))
     found = {"slate": log.spec.slate, "candidates": log.spec.candidates, "digest": log.digest()}
     for name, value in found.items():
         if (asked := getattr(config.own_logs, name)) and asked != value:
@@ -43,7 +45,7 @@ def prepare(config: configs.Run, workdir: Path, log: SessionLog | None) -> tuple
     return configs.override(config, data=found), log
 
 
-def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
+def open_own_log(config: configs.Run, workdir: Path | None) -> SessionLog:
     """Return the log in a run's folder; without a folder, that of the config's tables.
 
     Raises:
@@ -53,7 +55,7 @@ def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
     if stored is not None and stored.exists():
         log = SessionLog.open(stored)
     else:
-        log = multihost.in_turn(lambda: read(config.own_logs))
+        log = multihost.in_turn(lambda: read_own_log(config.own_logs))
     if (config.sizes.slate, config.sizes.candidates) != (log.spec.slate, log.spec.candidates):
         raise ValueError(
             f"the log has slates of {log.spec.slate} among {log.spec.candidates} candidates, the config of "
@@ -63,7 +65,9 @@ def of_run(config: configs.Run, workdir: Path | None) -> SessionLog:
     return log
 
 
-def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None) -> SessionLog:
+def read_own_log(
+    data: config_sections.OwnLogs, quiet: bool = False, folder: Path | None = None, engine: Any = None
+) -> SessionLog:
     """Return the prepared log of the tables that a config names, or of the folder that `mmrf prepare` wrote.
 
     Args:
@@ -94,7 +98,7 @@ def read(data: configs.OwnLogs, quiet: bool = False, folder: Path | None = None,
     tables |= {"candidates": data.candidate_table or None}
     if folder is None:
         cache = files.user_path(data.cache_dir or _CACHE, "config.data.cache_dir")
-        folder = cache / frame_log.key_of(tables, schema)
+        folder = cache / frame_log.log_key(tables, schema)
     if not folder.exists():
         return SessionLog.from_frame(**tables, schema=schema, quiet=quiet, folder=folder, engine=engine)
     log = SessionLog.open(folder)

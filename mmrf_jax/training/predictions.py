@@ -18,13 +18,13 @@ from mmrf_jax.training import steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
 
-def shown(batch: types.SessionBatch) -> chex.Array:
+def exposed_videos(batch: types.SessionBatch) -> chex.Array:
     """Return the ids [B, T+1, K] of the exposed videos."""
     return jnp.take_along_axis(jnp.asarray(batch.candidates), jnp.asarray(batch.slate), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "at_random"))
-def feedback(
+def predict_feedback(
     state: TrainState,
     batch: types.SessionBatch,
     videos: chex.Array,
@@ -65,20 +65,20 @@ def feedback(
 
 
 @programs.program(often=True, static_argnames="plan")
-def evaluate(
+def score_and_predict(
     state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig
 ) -> dict[str, chex.Array]:
     """Compute everything that offline evaluation needs from a batch of segments, in one program.
 
     Returns:
-      "scores" [B, T+1, N, C] of all candidates, and `feedback` of the exposed videos.
+      "scores" [B, T+1, N, C] of all candidates, and `predict_feedback` of the exposed videos.
     """
     scores = registry.score_candidates(state.agents, batch, items, plan.agents, plan.method)
-    return {"scores": scores} | feedback(state, batch, shown(batch), items, plan)
+    return {"scores": scores} | predict_feedback(state, batch, exposed_videos(batch), items, plan)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def uncertainty(
+def predict_uncertainty(
     state: TrainState,
     batch: types.SessionBatch,
     videos: chex.Array,

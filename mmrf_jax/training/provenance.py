@@ -19,18 +19,18 @@ STARTS = "starts.json"
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
-def record(workdir: Path) -> None:
+def record_start(workdir: Path) -> None:
     """Add this start to the run folder."""
-    files.write_json(workdir / STARTS, [*read(workdir), start()])
+    files.write_json(workdir / STARTS, [*read_starts(workdir), describe_start()])
 
 
-def read(workdir: Path) -> list[dict[str, Any]]:
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
     """Return the starts of a run; [] for a folder of before they were recorded."""
     path = workdir / STARTS
     return run_folder.read_json(path) if path.exists() else []  # type: ignore[return-value]
 
 
-def start() -> dict[str, str]:
+def describe_start() -> dict[str, str]:
     """Describe this process: "start" in UTC, "host", "commit" and "command"."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return {"start": now, "host": platform.node(), "commit": commit(_PROJECT), "command": command()}

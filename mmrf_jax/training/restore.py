@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,11 +17,22 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files
-from mmrf_jax.io.progress import counted, say
+from mmrf_jax.io.progress import Counter, counted, say
 from mmrf_jax.parallel import multihost
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import configs, evaluate, inputs, run_folder, sources, steps, train_state
+from mmrf_jax.training import (
+    configs,
+    inputs,
+    log_source,
+    run_folder,
+    simulated_tests,
+    simulator_source,
+    sources,
+    steps,
+    train_state,
+)
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 #: Progress of a log's collection, in which each process collects its own part.
 counted_in_parts = functools.partial(counted, checks=32)
@@ -42,7 +54,7 @@ def _state_shapes(plan: steps.TrainConfig, spec: InputSpec, tree, leaves: tuple)
     ones = jnp.ones(len(spec.signals))
 
     def init(items):
-        return steps.init(types.make_key(0), plan, spec, items, ones, ones, ones)
+        return steps.init_train_state(types.make_key(0), plan, spec, items, ones, ones, ones)
 
     return jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
 
@@ -69,23 +81,53 @@ def load_state(
     return state
 
 
+def load_run(config: configs.Run, workdir: Path) -> TrainedRun:
+    """Return a run with its latest state and its source, which may take long to open; see `load_state` for errors."""
+    partitioner = Partitioner()
+    source = source_of(config, partitioner, workdir=workdir)
+    plan = steps.plan_of(config, source.spec.signals)
+    return TrainedRun(source, plan, load_state(config, source, workdir, partitioner), partitioner)
+
+
 def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -> tuple[inputs.Inputs, TrainState]:
     """Return the inputs and the latest state of a run; see `load_state` for errors."""
-    found = inputs.read(workdir) or inputs.of_source(source_of(config, partitioner, workdir=workdir))
+    found = inputs.read_inputs(workdir) or inputs.inputs_of_source(source_of(config, partitioner, workdir=workdir))
     return found, load_state(config, found, workdir, partitioner)
+
+
+def open_source(
+    config: configs.Run,
+    progress: Counter,
+    own: Callable[[sources.Source], rankers.AnyRanker] | None = None,
+    workdir: Path | None = None,
+) -> sources.Source:
+    """Return the source that `config.source` names, with its items on this process's default device.
+
+    Args:
+      progress: as `io.progress.counted`.
+      own: gives a policy with the shapes of the one that will collect the run's logs; see `Source.choose`.
+      workdir: the run folder, which holds the log of a run on `logs`.
+    """
+    if config.source == "world":
+        return simulator_source.of_world(config, progress, own)
+    if config.source == "kuairand":
+        return log_source.of_kuairand(config)
+    if config.source == "logs":
+        return log_source.of_own_log(config, workdir)
+    raise ValueError(f"unknown source {config.source!r}; use --config.source=world, kuairand or logs")
 
 
 def source_of(
     config: configs.Run,
     partitioner: Partitioner,
-    collects: bool = False,
+    closed_loop: bool = False,
     workdir: Path | None = None,
     like: sources.Source | None = None,
 ) -> sources.Source:
     """Return a config's source with its items on the devices; `simulator=feedback` uses another run's feedback model.
 
     Args:
-      collects: whether the run's own policy will collect logs too (see `sources.Source.choose`).
+      closed_loop: whether the run's own policy will collect logs too (see `sources.Source.choose`).
       workdir: the run folder, which holds the log of a run on `logs`; if None, the log is that of the feedback model.
       like: the source of a config that differs in its seed alone, whose world or logs are shared.
 
@@ -95,12 +137,15 @@ def source_of(
     if config.simulator == "feedback" and config.simulator_checkpoint and config.source == "logs" and workdir is None:
         workdir = files.user_path(config.simulator_checkpoint, "config.simulator_checkpoint")
         config = dataclasses.replace(config, data=configs.run_of(run_folder.read_config(workdir)).data)
-    own = functools.partial(untrained_policy, config) if collects else None
+    own = functools.partial(untrained_policy, config) if closed_loop else None
     if like is None or config.simulator == "feedback":
-        source = sources.from_config(config, counted_in_parts, own, workdir)
+        source = open_source(config, counted_in_parts, own, workdir)
         source = dataclasses.replace(source, items=partitioner.replicate(source.items))
+    elif like.sim is None:
+        source = dataclasses.replace(like, config=config)
     else:
-        source = sources.of_seed(like, config, counted_in_parts, own)
+        source = simulator_source.of_world(config, counted_in_parts, own, like.sim)
+        source = dataclasses.replace(source, items=like.items)
     if config.simulator == "world":
         return source
     if config.simulator != "feedback":
@@ -117,8 +162,8 @@ def source_of(
             "name another run"
         )
     state = load_state(fitted, source, path, partitioner)
-    model = evaluate.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
-    return sources.in_simulator(source, model, None, counted_in_parts, own)
+    model = simulated_tests.feedback_simulator(source, plan, state, source.train(), answers=config.simulator_answers)
+    return simulator_source.in_simulator(source, model, None, counted_in_parts, own)
 
 
 def untrained_policy(config: configs.Run, source: sources.Source) -> rankers.AnyRanker:
@@ -136,7 +181,7 @@ def check_same_world(name: str, trained, source: sources.Source) -> None:
             f"run {name} was trained on {trained.source}, it cannot act in {source.config.source}; name another run"
         )
     if trained.source == "world":
-        here, there = sources.world_origin(source.config), sources.world_origin(trained)
+        here, there = simulator_source.world_origin(source.config), simulator_source.world_origin(trained)
         if differing := [n for n in there if there[n] != here.get(n)]:
             flags = " ".join(f"--config.world.{n}={there[n]}" for n in differing)
             raise ValueError(f"run {name} was trained in another world; add {flags}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmrf_jax.abtest import summary
+from mmrf_jax.io import tables
 from mmrf_jax.metrics import model_quality, offline
 from mmrf_jax.ope import behavior_policy, estimators
 
@@ -13,21 +14,19 @@ def print_results(result: dict[str, Any]) -> None:
     """Print the result tables to stdout."""
     if "ab_test" in result or "aa" in result:
         print(summary.describe(result))
-    if "offline" in result:
-        print(offline.format_table(result["offline"]))
-    for name, entries in result.get("offline_other", {}).items():
-        print(f"\n{name}:")
-        print(offline.format_table(entries))
-    fidelities = {"test": result["fidelity"]} if "fidelity" in result else {}
-    for name, entries in (fidelities | result.get("fidelity_other", {})).items():
-        print(f"\nfidelity, {name}:")
-        print(model_quality.format_table(entries))
+    for name, entries in offline.by_log(result, "offline").items():
+        if name != "test":
+            print(f"\n{name}:")
+        print(offline.format_offline(entries))
+    for name, entries in offline.by_log(result, "model_quality").items():
+        print(f"\nmodel quality, {name}:")
+        print(model_quality.format_model_quality(entries))
     for name, entries in result.get("off_policy", {}).items():
         print(f"\noff-policy estimates of the stochastic ranker, {name}, {entries['propensities']} propensities:")
-        print(estimators.format_table(entries["units"]))
+        print(estimators.format_estimates(entries["units"]))
         if "behaviour" in entries:
             print(f"\npropensities of the behaviour model, {name}:")
-            print(behavior_policy.format_table(entries["behaviour"]))
+            print(behavior_policy.format_calibration(entries["behaviour"]))
     for name, entries in result.get("simulated_sessions", {}).items():
         print(f"\nsessions of the feedback model and of the log, {name}:")
         print(_table({"model": entries}, ("ks", "simulated", "actual")))
@@ -46,12 +45,10 @@ def print_results(result: dict[str, Any]) -> None:
 
 
 def _table(entries: dict[str, dict[str, dict[str, Any]]], columns: tuple[str, ...]) -> str:
-    lines = ["| signal | predictor | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
-
-    def number(x):
-        return "–" if x is None else f"{x:.4g}"
-
-    for predictor, signals in entries.items():
-        for signal, entry in signals.items():
-            lines.append(f"| {signal} | {predictor} | " + " | ".join(number(entry[c]) for c in columns) + " |")
-    return "\n".join(lines)
+    """Format the numbers of {predictor: {signal: {column: number, or None}}}."""
+    rows = [
+        [signal, predictor, *("–" if entry[name] is None else f"{entry[name]:.4g}" for name in columns)]
+        for predictor, signals in entries.items()
+        for signal, entry in signals.items()
+    ]
+    return tables.markdown(("signal", "predictor", *columns), rows)

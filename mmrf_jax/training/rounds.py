@@ -1,6 +1,6 @@
 """The rounds of training: logs, fits of the feedback model, updates of the agents, evaluators after each round.
 
-`learn` trains one run, or several side by side: everything is done for one after another but the steps of a phase.
+`train_rounds` trains one run, or several side by side: all is done for one after another but the steps of a phase.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from mmrf_jax.checkpointing import manager
 from mmrf_jax.data import device_log, sessions
 from mmrf_jax.envs import rankers
 from mmrf_jax.io import files, metric_writer, profile
-from mmrf_jax.io.progress import check, counted, phase, say
+from mmrf_jax.io.progress import check_interrupted, counted, phase, say
 from mmrf_jax.models.feedback_model import fitting
 from mmrf_jax.parallel import multihost, preemption, programs
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import (
     batches,
     compilation,
+    config_sections,
     configs,
     evaluate,
     hooks,
@@ -35,6 +36,7 @@ from mmrf_jax.training import (
     restore,
     run_report,
     side_by_side,
+    simulated_tests,
     sources,
     steps,
     train_state,
@@ -42,12 +44,13 @@ from mmrf_jax.training import (
 )
 from mmrf_jax.training.on_device import DeviceBatches
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _MEASURED = 16  # batches of held-out sessions on which the feedback model is measured
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What stays the same while a run is trained.
 
     Attributes:
@@ -76,11 +79,11 @@ class Job:
     def begin(self, name: str, program: str | None = None) -> None:
         """Announce a phase, and wait until its program is compiled (by default the one of the same name)."""
         phase(name)
-        self.compiled.wait(program or name, check, say)
+        self.compiled.wait(program or name, check_interrupted, say)
 
-    def trained(self, state: TrainState) -> evaluate.TrainedRun:
+    def trained(self, state: TrainState) -> TrainedRun:
         """Return the run as evaluators see it."""
-        return evaluate.TrainedRun(self.config, self.plan, self.source, state, self.partitioner, self.arms, self.begin)
+        return TrainedRun(self.source, self.plan, state, self.partitioner, self.arms, self.begin)
 
 
 @dataclasses.dataclass
@@ -95,7 +98,7 @@ class Learner:
       run_hooks: of the steps.
     """
 
-    job: Job
+    job: TrainingJob
     checkpoints: manager.Checkpoints
     state: Any = None
     step: int = 0
@@ -109,7 +112,7 @@ class Learner:
         self.run_hooks.hold(state)
 
 
-def learn(learners: Sequence[Learner], number: int) -> None:
+def train_rounds(learners: Sequence[Learner], number: int) -> None:
     """Train the rounds that are left to runs, from their states or new ones; `number` runs are side by side.
 
     Each run has all that it has alone: log, hooks and checkpoints. Only the steps of a phase are taken together. Runs
@@ -120,11 +123,14 @@ def learn(learners: Sequence[Learner], number: int) -> None:
     job = learners[0].job
     config, plan = job.config, job.plan
     shapes = restore.state_shapes(config, job.source, job.partitioner)
-    found = memory.estimate(config, plan, job.source, shapes, job.partitioner, number)
-    memory.check(config, found, job.partitioner, number)
-    seeds, initial = side_by_side.Seeds(number, shapes, job.partitioner), compilation.initial(job.partitioner, shapes)
+    found = memory.estimate_memory(config, plan, job.source, shapes, job.partitioner, number)
+    memory.check_memory(config, found, job.partitioner, number)
+    seeds, initial = (
+        side_by_side.Seeds(number, shapes, job.partitioner),
+        compilation.init_program(job.partitioner, shapes),
+    )
     new = any(learner.state is None for learner in learners)
-    compilation.begin(job.compiled, config, plan, job.source, seeds, initial if new else None, job.arms)
+    compilation.compile_ahead(job.compiled, config, plan, job.source, seeds, initial if new else None, job.arms)
     with contextlib.ExitStack() as opened:
         for learner in learners:
             learner.run_hooks = opened.enter_context(_hooks(opened, learner))
@@ -179,7 +185,9 @@ def _begin_round(learner: Learner, number: int, initial: programs.Program) -> No
 # ----------------------------------------------------------------------------------------------------------------- Logs
 
 
-def _log_of_round(job: Job, state: TrainState | None, number: int, before: batches.Batches | None) -> batches.Batches:
+def _log_of_round(
+    job: TrainingJob, state: TrainState | None, number: int, before: batches.Batches | None
+) -> batches.Batches:
     """Return the log of a round: that of the round before, the first policy's, or one that the agents collect.
 
     Args:
@@ -190,17 +198,17 @@ def _log_of_round(job: Job, state: TrainState | None, number: int, before: batch
         return before
     if number == 0 or not job.plan.closed_loop:
         if job.source.sim is not None:
-            given = isinstance(job.config.data, configs.OwnLogs) or job.config.data.dir
+            given = isinstance(job.config.data, config_sections.OwnLogs) or job.config.data.dir
             phase("read" if given else "collect")
         with preemption.at_once():
             return _first_log(job)
     phase("collect")
     assert state is not None
     with preemption.at_once():
-        return _collected(job, _server(job, state), number)
+        return _collected(job, _behavior_policy(job, state), number)
 
 
-def _first_log(job: Job) -> batches.Batches:
+def _first_log(job: TrainingJob) -> batches.Batches:
     """Return the log of a run's first round, or of all its rounds: collected or read, in memory or streamed.
 
     Raises:
@@ -230,7 +238,7 @@ def _first_log(job: Job) -> batches.Batches:
     return DeviceBatches(config, device_log.put(log, job.source.spec, statistics, job.partitioner), job.partitioner)
 
 
-def _collected(job: Job, policy: rankers.AnyRanker, number: int) -> batches.Batches:
+def _collected(job: TrainingJob, policy: rankers.AnyRanker, number: int) -> batches.Batches:
     """Return the log of a round that a policy collects, in memory or on the devices."""
     if job.config.train.log_on_device:
         assert job.source.collect_on_devices is not None
@@ -240,24 +248,26 @@ def _collected(job: Job, policy: rankers.AnyRanker, number: int) -> batches.Batc
     return batches.InMemoryBatches(job.config, job.source.collect(policy, number), job.partitioner)
 
 
-def _server(job: Job, state: TrainState) -> rankers.AnyRanker:
+def _behavior_policy(job: TrainingJob, state: TrainState) -> rankers.AnyRanker:
     """Return the policy that collects a round's log, local to this process: the agents as of the round's start, or the
     source's first policy.
     """
     method = registry.get(job.plan.method)
-    if not method.collects:
+    if not method.collects_on_policy:
         return next(iter(job.source.policies.values()))
-    server = train_state.behavior_state(multihost.to_local(state))
-    return method.make_policy(server, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
+    behavior = train_state.behavior_state(multihost.to_local(state))
+    return method.make_policy(behavior, job.source.local().items, job.plan.agents, job.config.alternation.temperature)
 
 
-def _initial(job: Job, program: programs.Program, data: batches.Batches) -> TrainState:
+def _initial(job: TrainingJob, program: programs.Program, data: batches.Batches) -> TrainState:
     """Return a new state, scaled by the statistics of the first log."""
-    job.compiled.wait("initial state", check, say)
+    job.compiled.wait("initial state", check_interrupted, say)
     statistics = data.feedback_statistics(job.plan.agents.discount)
-    state = program(*compilation.initial_args(job.config, job.plan, job.source, statistics))
+    state = program(*compilation.init_args(job.config, job.plan, job.source, statistics))
     if job.config.init_from:
-        state = warm_start.begin(job.config, inputs.of_source(job.source.local()), state, job.partitioner)
+        state = warm_start.begin_from_run(
+            job.config, inputs.inputs_of_source(job.source.local()), state, job.partitioner
+        )
     return state
 
 
@@ -281,7 +291,7 @@ def _round(learners: Sequence[Learner], number: int, seeds: side_by_side.Seeds) 
         _steps(learners, fits, seeds, "fit", steps.fit_step, save_last=True)
         for learner, at, total in zip(learners, done, fitted, strict=True):
             if at <= total:
-                learner.job.compiled.wait("measure", check, say)
+                learner.job.compiled.wait("measure", check_interrupted, say)
                 learner.hold(_measure(learner.job, learner.state, learner.data))
     encodings = seeds.join({learner.job.number: _encodings(learner) for learner in learners})
     # The last state is saved at the end of the round.
@@ -297,7 +307,7 @@ def _iterator(learner: Learner, part: str, number: int, done: int) -> batches.Ph
     config, rounds = learner.job.config, learner.job.plan.rounds
     epochs = getattr(config, part).epochs
     return batches.PhaseIterator(
-        learner.data, part, number, epochs, done, lambda progress: steps.rate((number + progress) / rounds)
+        learner.data, part, number, epochs, done, lambda progress: steps.lr_scale_at((number + progress) / rounds)
     )
 
 
@@ -355,7 +365,7 @@ def _steps(
             progress(longest.position)  # checks for a stop signal, when all hooks have the states of this step
 
 
-def _measure(job: Job, state: TrainState, data: batches.Batches) -> TrainState:
+def _measure(job: TrainingJob, state: TrainState, data: batches.Batches) -> TrainState:
     """Scale the feedback model's uncertainty on held-out sessions, or on validation days, which also calibrate it.
 
     Each process measures alone.
@@ -367,7 +377,7 @@ def _measure(job: Job, state: TrainState, data: batches.Batches) -> TrainState:
     else:
         log = source.valid()
         index = sessions.segment_index(log, config.train.segment)
-        blocks = batches.measured(log, index, config.train.segment, size, _MEASURED, exposures)
+        blocks = batches.measured_batches(log, index, config.train.segment, size, _MEASURED, exposures)
     model = multihost.to_local(train_state.model_of(state))
     here = map(Partitioner.local().shard_inputs, blocks)
     found = fitting.measure(
@@ -387,18 +397,18 @@ def _evaluated(learner: Learner) -> dict[str, dict[str, Any]]:
     return {name: metrics for name, metrics in rows.items() if metrics is not None}
 
 
-def _exploitation_gap(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
+def _exploitation_gap(run: TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
     if not (run.plan.use_feedback_model and run.config.alternation.gap_sessions and run.source.sim is not None):
         return None
     run.begin("model_exploitation_gap", "A/B test")
-    return evaluate.model_exploitation_gap(run, split)
+    return simulated_tests.model_exploitation_gap(run, split.log)
 
 
-def _conflict(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
+def _conflict(run: TrainedRun, split: evaluate.Split) -> dict[str, float] | None:
     if not run.config.alternation.conflict_batches:
         return None
     run.begin("conflict")
-    return run_report.conflicts(run.local(), split)
+    return run_report.conflicts(run.local(), split.log)
 
 
 #: Evaluators of a round, (run, its log) -> a row of metrics.jsonl under this name; None if there is nothing to measure.
@@ -409,7 +419,7 @@ EVALUATORS: dict[str, evaluate.Evaluator] = {
 }
 
 
-def _write_learned(job: Job, state: TrainState, step: int) -> dict[str, Any]:
+def _write_learned(job: TrainingJob, state: TrainState, step: int) -> dict[str, Any]:
     """Write learned.json of a run that has finished training, and return its contents."""
     rows = [json.loads(line) for line in (job.workdir / "metrics.jsonl").read_text().splitlines()]
 

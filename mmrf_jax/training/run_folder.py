@@ -37,26 +37,37 @@ def is_free(name: str) -> bool:
     return name.startswith(_FREE_PREFIXES)
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten nested dictionaries with dotted names, without None fields: older configs may lack those."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            out[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return out
+    found = files.flat(tree)
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in found.items() if x is not None}
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """Return the first field in which two configs differ, with both values; fields that may change are left out.
+
+    Args:
+      before, now: nested dictionaries, in which fields that are None count as absent.
+      prefix: of the names of a run's fields, such as "run.".
+    """
+    first, second = flat_config(before), flat_config(now)
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name) and not is_free(name.removeprefix(prefix)):
+            return name, first.get(name), second.get(name)
+    return None
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
+def claimed_workdir(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
     """Claim the folder for this config, and for this process alone, until the end of the block.
 
-    If the block fails before the first checkpoint, the folder is released (`release`). If the process is killed before
-    that, the next process takes the folder over, whatever its config.
+    If the block fails before the first checkpoint, the folder is released (`release_workdir`). If the process is killed
+    before that, the next process takes the folder over, whatever its config.
 
     Raises:
-      ValueError: if another process uses the folder, or as in `claim`.
+      ValueError: if another process uses the folder, or as in `claim_workdir`.
       OSError: if the folder cannot be written.
     """
     if workdir.exists() and not workdir.is_dir():
@@ -66,16 +77,16 @@ def claimed(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
     with files.held(workdir):
         ours = False
         try:
-            claim(workdir, config)
+            claim_workdir(workdir, config)
             ours = True
             yield
         except BaseException:
             if ours or made:
-                release(workdir, made)
+                release_workdir(workdir, made)
             raise
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> None:
+def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
     """Claim an existing folder for this config, or check that it already belongs to it.
 
     Raises:
@@ -84,14 +95,14 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     """
     path = workdir / "config.json"
     if path.exists() and has_learned(workdir):
-        check(workdir, config)
+        check_same_config(workdir, config)
         if needs_more_rounds(workdir, config):
             files.write_json(path, config)
             for name in (*_OF_RESULTS, "learned.json"):  # last: it says that there is more to do
                 (workdir / name).unlink(missing_ok=True)
         return
     if path.exists():
-        release(workdir, [])  # left by a process that was killed before its first checkpoint
+        release_workdir(workdir, [])  # left by a process that was killed before its first checkpoint
     if found := [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]:
         raise ValueError(f"--workdir={workdir} holds {found[0]} but no config.json; use another --workdir")
     files.write_json(path, config)
@@ -104,23 +115,22 @@ def needs_more_rounds(workdir: Path, config: dict[str, Any]) -> bool:
     return wanted is not None and done.exists() and wanted > read_json(done).get("rounds", math.inf)
 
 
-def check(workdir: Path, config: dict[str, Any]) -> None:
+def check_same_config(workdir: Path, config: dict[str, Any]) -> None:
     """Refuse a config that differs from the run's; only a finished run may have more rounds than before.
 
     Raises:
       ValueError: naming the first field that differs and both values.
     """
-    before, now = flat(read_config(workdir)), flat(config)
-    for name in sorted(before.keys() | now.keys()):
-        if is_free(name):
-            continue
-        if name == ".".join(_ROUNDS) and needs_more_rounds(workdir, config):
-            continue
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"--workdir={workdir} was made by another config: config.{name} was {before.get(name)!r}, "
-                f"now {now.get(name)!r}; use another --workdir or the old value"
-            )
+    before = read_config(workdir)
+    if needs_more_rounds(workdir, config):
+        section, field = _ROUNDS
+        before = before | {section: before[section] | {field: config[section][field]}}
+    if (found := first_difference(before, config)) is not None:
+        name, old, new = found
+        raise ValueError(
+            f"--workdir={workdir} was made by another config: config.{name} was {old!r}, now {new!r}; use another "
+            "--workdir or the old value"
+        )
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -139,7 +149,7 @@ def has_learned(workdir: Path) -> bool:
     return has_checkpoint(workdir) or any((workdir / name).exists() for name in ("learned.json", "results.json"))
 
 
-def release(workdir: Path, made: list[Path]) -> None:
+def release_workdir(workdir: Path, made: list[Path]) -> None:
     """Release the folder of a run that failed before its first checkpoint, so that the corrected command can use it.
 
     Deletes the run's files, and the folders in `made` (outermost first) that are then empty. Does nothing if the run
@@ -193,7 +203,7 @@ def arm_names(arms: Sequence[str]) -> list[str]:
     return names
 
 
-def write_users(workdir: Path, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
+def write_user_sums(workdir: Path, blocks: Sequence[Mapping[str, np.ndarray]]) -> None:
     """Write the per-user sums of the run's own arm, so that runs can be compared user by user.
 
     Args:
@@ -206,8 +216,8 @@ def write_users(workdir: Path, blocks: Sequence[Mapping[str, np.ndarray]]) -> No
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]
 
 
-def read_users(workdir: Path) -> dict[str, np.ndarray]:
-    """Return the per-user sums of `write_users`; {} if the run has none.
+def read_user_sums(workdir: Path) -> dict[str, np.ndarray]:
+    """Return the per-user sums of `write_user_sums`; {} if the run has none.
 
     Raises:
       ValueError: if the file is damaged.

@@ -27,15 +27,14 @@ from mmrf_jax.signals import Signals
 from mmrf_jax.training import (
     batches,
     configs,
-    evaluate,
     predictions,
     provenance,
     run_folder,
-    sources,
+    simulated_tests,
     steps,
     train_state,
 )
-from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _BATCH, _BATCHES = 64, 16  # held-out segments per batch, and the maximum number of batches
 _TOGETHER = ("attention", "actors", "encoder")  # matrices of how the agents depend on each other
@@ -48,58 +47,57 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bo
 _predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
 
 
-def explain(config: configs.Run, source: sources.Source, state: TrainState, thorough: bool = True) -> dict[str, Any]:
+def explain_run(run: TrainedRun, thorough: bool = True) -> dict[str, Any]:
     """Compute the report's data that needs the trained state, as JSON.
 
     Args:
       thorough: whether to compute attention and per-agent gradients, which need additional compiled programs.
 
     Returns:
-      {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": see `look`}.
+      {"attention", "actors", "encoder": matrices, or {"missing": why there are none}, "sessions": `example_sessions`}.
     """
-    plan = steps.plan_of(config, source.spec.signals)
-    log = source.test()["test"]
-    if thorough or _alone(plan):
-        together = _together(config, plan, source, state, log, _BATCHES)
+    log = run.source.test()["test"]
+    if thorough or _alone(run.plan):
+        together = _together(run, log, _BATCHES)
     else:
         missing = {"missing": "mmrf report --workdir=RUN computes it, and writes this page again."}
         together = dict.fromkeys(_TOGETHER, missing)
-    return together | {"sessions": look(config, plan, source, state, log)}
+    return together | {"sessions": example_sessions(run, log)}
 
 
-def conflicts(run: evaluate.TrainedRun, split: evaluate.Split) -> dict[str, float]:
+def conflicts(run: TrainedRun, log: Sessions) -> dict[str, float]:
     """Compute each auxiliary agent's gradient cosine with the main agent, and the attention that the latter gives it.
 
     Returns:
       {"actors | encoder | attention/signal": of each auxiliary agent}, without those that a method does not have.
     """
-    plan = run.plan
-    found = _together(run.config, plan, run.source, run.state, split.log, run.config.alternation.conflict_batches)
+    found = _together(run, log, run.config.alternation.conflict_batches)
     return {
         f"{name}/{signal}": found[name]["matrix"][-1][i]
         for name in ("actors", "encoder", "attention")
         if "matrix" in found[name]
-        for i, signal in enumerate(plan.agents.agent_signals[:-1])
+        for i, signal in enumerate(run.plan.agents.agent_signals[:-1])
     }
 
 
-def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: Sessions, most: int) -> dict[str, Any]:
+def _together(run: TrainedRun, log: Sessions, most: int) -> dict[str, Any]:
     """Compute inter-agent attention and gradient cosines over requests of a log."""
+    plan, state, items = run.plan, run.state, run.items
     if reason := _alone(plan):
         return {name: {"missing": reason} for name in _TOGETHER}
     talks = plan.agents.communication == "attention" and plan.agents.ablation != "no_collaboration"
     weights, acted, encoded, requests = [], [], [], 0
-    index = sessions.segment_index(log, config.train.segment)
-    for batch in batches.spread(log, index, config.train.segment, _BATCH, most):
+    segment = run.config.train.segment
+    for batch in batches.spread_batches(log, sessions.segment_index(log, segment), segment, _BATCH, most):
         requests += int(batch.mask[:, :-1].sum())
         if not plan.agents.own_critics:
-            encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, source.items, plan.agents)))
+            encoded.append(np.asarray(diagnostics.encoder_gradients(state.agents, batch, items, plan.agents)))
         if talks:
             prediction = None
-            if plan.use_feedback_model and plan.agents.uses_model:
-                prediction = _predict(train_state.model_of(state), batch, source.items, plan.feedback)
-            weights.append(np.asarray(diagnostics.attention(state.agents, batch, source.items, plan.agents)))
-            gradients = diagnostics.actor_gradients(state.agents, batch, source.items, prediction, plan.agents)
+            if plan.use_feedback_model and plan.agents.values_use_model:
+                prediction = _predict(train_state.model_of(state), batch, items, plan.feedback)
+            weights.append(np.asarray(diagnostics.attention(state.agents, batch, items, plan.agents)))
+            gradients = diagnostics.actor_gradients(state.agents, batch, items, prediction, plan.agents)
             acted.append(np.asarray(gradients))
     result: dict[str, Any] = {"encoder": {"missing": "Each agent has its own encoder, so they share nothing."}}
     if encoded:
@@ -114,7 +112,7 @@ def _together(config, plan: steps.TrainConfig, source, state: TrainState, log: S
 
 def _alone(plan: steps.TrainConfig) -> str:
     """Return why a run has no agents to compare with each other; empty if it has."""
-    if not registry.get(plan.method).simulates:
+    if not registry.get(plan.method).uses_model:
         return f"method={plan.method} has no agents that work together, so there is nothing to compare."
     if plan.agents.num_agents == 1:
         return "This run has a single agent, so there is none to compare it with."
@@ -138,7 +136,7 @@ def agreement(gradients: np.ndarray) -> dict[str, Any]:
     return {"matrix": (every @ every.T).tolist(), "itself": itself}
 
 
-def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState, log: Sessions) -> dict[str, Any]:
+def example_sessions(run: TrainedRun, log: Sessions) -> dict[str, Any]:
     """Return example sessions, with each agent's scores of their candidates.
 
     With a simulator these are the first users of the A/B test, served by the run's own ranker; otherwise the longest
@@ -151,17 +149,17 @@ def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState
       "scores": one per agent, "ranks" among all candidates, from 1} and, if it was shown, {"signals": those it
       received, numeric ones with their value, "seconds"}.
     """
+    config, source, plan, state = run.config, run.source, run.plan, run.state
     method = registry.get(plan.method)
     if source.sim is not None:
         policy = method.make_policy(state.agents, source.items, plan.agents)
         log = collect.collect(
             source.sim,
             source.choose(policy),
-            evaluate.ab_key(config.seed),
+            simulated_tests.ab_key(config.seed),
             first_user=0,
             num_sessions=_USERS,
             day=config.ab_test.day,
-            k=source.spec.slate,
             slots=collect.slots_for(config.collect.sessions),
         )
     else:
@@ -172,7 +170,9 @@ def look(config: configs.Run, plan: steps.TrainConfig, source, state: TrainState
     size = -(-offline.BATCH // partitioner.num_devices) * partitioner.num_devices  # as in the offline evaluation
     batch = sessions.gather_segments(log, np.resize(index, (size, 2)), length_shown)
     # Sharded as in the offline evaluation, whose program serves here.
-    scores = np.asarray(predictions.evaluate(state, partitioner.shard_inputs(batch), source.items, plan)["scores"])
+    scores = np.asarray(
+        predictions.score_and_predict(state, partitioner.shard_inputs(batch), source.items, plan)["scores"]
+    )
     duration = np.asarray(source.items.duration)
     users, signals = [], source.spec.signals
     at = _duration(signals)
@@ -239,7 +239,7 @@ def _request(
     return rows
 
 
-def missing() -> extras.MissingExtra | None:
+def missing_for_report() -> extras.MissingExtra | None:
     """Return why no report can be written; None if it can."""
     try:
         with extras.needed("report"):
@@ -258,34 +258,32 @@ def headline(config: configs.Run, results: Mapping[str, Any]) -> dict[str, float
     return {name: value for name, value in found.items() if value is not None}
 
 
-def write_report(
-    config: configs.Run, source: sources.Source, state: TrainState, workdir: Path, thorough: bool = True
-) -> Path:
+def write_report(run: TrainedRun, workdir: Path, thorough: bool = True) -> Path:
     """Write WORKDIR/report.html of a run from its files and its state; return the path.
 
     Args:
-      thorough: see `explain`.
+      thorough: see `explain_run`.
     """
     with extras.needed("report"):
         from mmrf_jax.report import page, sections  # imported here: importing Bokeh takes half a second
 
     metrics, results = workdir / "metrics.jsonl", workdir / "results.json"
-    run = sections.Run(
+    shown = sections.Run(
         name=workdir.resolve().name,
-        signals=source.spec.signals,
-        config=configs.as_dict(config),
+        signals=run.signals,
+        config=configs.as_dict(run.config),
         versions=_versions(),
         rows=[json.loads(line) for line in metrics.read_text().splitlines()],
         results=run_folder.read_json(results) if results.exists() else {},
-        source=files.plain(source.report),
-        explained=explain(config, source, state, thorough),
+        source=files.plain(run.source.report),
+        explained=explain_run(run, thorough),
         measured={
             name: run_folder.read_json(path) for name in _MEASURED if (path := workdir / f"{name}.json").exists()
         },
-        starts=provenance.read(workdir),
+        starts=provenance.read_starts(workdir),
     )
     path = workdir / "report.html"
-    files.write_text(path, page.build(run))
+    files.write_text(path, page.build(shown))
     return path
 
 

@@ -45,7 +45,7 @@ def runs_of(config: configs.Run, workdir: Path) -> dict[Path, configs.Run]:
     return {workdir / f"seed{seed}": dataclasses.replace(config, seed=seed, seeds=1) for seed in every}
 
 
-def check(config: configs.Run, seeds: int, partitioner: Partitioner) -> None:
+def check_side_by_side(config: configs.Run, seeds: int, partitioner: Partitioner) -> None:
     """Refuse what several seeds cannot do side by side; one seed can do everything.
 
     Raises:
@@ -117,9 +117,9 @@ class Seeds:
         function, args = self._call(program, states, inputs, items, plan, more)
         return function(*args)
 
-    def lower(self, program: programs.Program, batch: types.SessionBatch, rate: Any, items, plan, *more) -> Any:
+    def lower(self, program: programs.Program, batch: types.SessionBatch, lr_scale: Any, items, plan, *more) -> Any:
         """Lower the program of `step` for these inputs of each run, to compile it ahead of time."""
-        states, inputs = self.shapes_of(self.shapes), {0: (batch, rate)}
+        states, inputs = self.shapes_of(self.shapes), {0: (batch, lr_scale)}
         function, args = self._call(program, states, inputs, items, plan, more)
         return function.lower(*args)
 
@@ -132,8 +132,8 @@ class Seeds:
 
     def _call(self, program, states, inputs, items, plan, more) -> tuple[programs.Program, tuple]:
         if self.number == 1:
-            ((batch, rate),) = inputs.values()
-            return program, (states, batch, items, plan, rate, *more)
+            ((batch, lr_scale),) = inputs.values()
+            return program, (states, batch, items, plan, lr_scale, *more)
         every, rates = zip(*self._every(inputs), strict=True)
         return _step, (states, every, rates, items, more, program, plan, self.partitioner)
 
@@ -152,10 +152,10 @@ def _taken(states: TrainState, number: jax.Array) -> TrainState:
 
 @programs.program(often=True, static_argnames=("step", "plan", "partitioner"), donate_argnums=0)
 def _step(states, batches, rates, items, more, step, plan, partitioner):
-    """Take a step of every run: `step(state, batch, items, plan, rate, *more)` under `vmap`, on the run's device."""
+    """Take a step of every run, `step(state, batch, items, plan, lr_scale, *more)` under `vmap`, on its device."""
 
-    def one(items, state, batch, rate, more):
-        return step(state, batch, items, plan, rate, *more)
+    def one(items, state, batch, lr_scale, more):
+        return step(state, batch, items, plan, lr_scale, *more)
 
     run = partitioner.shard_users(jax.vmap(one, in_axes=(None, 0, 0, 0, 0)))
     return run(items, states, _joined(batches), _joined(rates), more)

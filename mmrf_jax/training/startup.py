@@ -48,7 +48,7 @@ def start_jax() -> None:
 
 
 @contextlib.contextmanager
-def settings(quick: bool) -> Iterator[None]:
+def run_settings(quick: bool) -> Iterator[None]:
     """Compute with the settings of a run in this block; afterwards the caller's own settings hold again.
 
     Args:

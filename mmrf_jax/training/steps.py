@@ -22,7 +22,7 @@ from mmrf_jax.signals import Signals
 from mmrf_jax.training import configs, train_state
 from mmrf_jax.training.train_state import TrainState
 
-_LAST_RATE = 0.05  # final factor of the cosine learning-rate schedule
+_LAST_LR_SCALE = 0.05  # final factor of the cosine learning-rate schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainConfig:
       method: name in `agents.registry`.
       rounds: number of fit → label → update rounds.
       closed_loop: whether each round after the first has a new log, collected by the newest policy, or by the
-        first policy if the method does not collect on-policy (`registry.Method.collects`).
+        first policy if the method does not collect on-policy (`registry.Method.collects_on_policy`).
       slates: counterfactual slates per request, labelled by the feedback model.
       others: candidates per request in an update, in addition to those shown; None for all.
     """
@@ -49,12 +49,12 @@ class TrainConfig:
     @property
     def use_feedback_model(self) -> bool:
         """Return whether a feedback model is fitted, for labels or for values."""
-        return self.slates > 0 or self.agents.uses_model
+        return self.slates > 0 or self.agents.values_use_model
 
     @property
     def predictors(self) -> tuple[str, ...]:
         """Return the predictors of all signals: the feedback model and critics that fit more than watch time."""
-        return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).predicts
+        return ("model",) * self.use_feedback_model + ("agents",) * registry.get(self.method).has_feedback_heads
 
 
 def agent_config(config: configs.Run, signals: Signals) -> AgentConfig:
@@ -90,7 +90,7 @@ def plan_of(config: configs.Run, signals: Signals) -> TrainConfig:
         rounds=config.alternation.rounds,
         closed_loop=config.alternation.closed_loop,
         slates=agents.simulated_slates(candidates),
-        others=_others(config, agents, candidates) if registry.get(config.method).simulates else None,
+        others=_others(config, agents, candidates) if registry.get(config.method).uses_model else None,
     )
 
 
@@ -116,7 +116,7 @@ def _others(config: configs.Run, agents: AgentConfig, candidates: int) -> int | 
     return max(wanted, agents.simulated_slates(candidates) * agents.slate)
 
 
-def init(
+def init_train_state(
     key: types.Key,
     plan: TrainConfig,
     spec: InputSpec,
@@ -130,32 +130,36 @@ def init(
     Args:
       feedback_mean: [S] of the exposures in the first log.
       feedback_std: [S] of the exposures in the first log.
-      mean_return: see `agents.mmrf.agent_state.init`.
+      mean_return: see `agents.mmrf.agent_state.init_agent_state`.
     """
     critic = registry.get(plan.method).critic
-    agents = agent_state.init(key, plan.agents, spec, items, feedback_mean, feedback_std, critic, mean_return)
+    agents = agent_state.init_agent_state(
+        key, plan.agents, spec, items, feedback_mean, feedback_std, critic, mean_return
+    )
     feedback = None
     if plan.use_feedback_model:
         key = jax.random.fold_in(key, 1)
-        feedback = network.init(key, plan.feedback, spec, items, feedback_mean, feedback_std)
+        feedback = network.init_feedback_state(key, plan.feedback, spec, items, feedback_mean, feedback_std)
     zero = jnp.zeros((), jnp.int32)
-    server = train_state.behavior_params_of(agents) if plan.closed_loop else None
-    return TrainState(agents, feedback, server, zero, zero, jnp.zeros((2,), jnp.int32))
+    behavior_params = train_state.behavior_params_of(agents) if plan.closed_loop else None
+    return TrainState(agents, feedback, behavior_params, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
-def rate(progress: float) -> float:
-    """Return the learning-rate factor at a fraction of training: a cosine from 1 to `_LAST_RATE`."""
-    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
+def lr_scale_at(progress: float) -> float:
+    """Return the learning-rate factor at a fraction of training: a cosine from 1 to `_LAST_LR_SCALE`."""
+    return _LAST_LR_SCALE + (1.0 - _LAST_LR_SCALE) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)
-def fit_step(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, rate: chex.Numeric):
+def fit_step(
+    state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, lr_scale: chex.Numeric
+):
     """Take one step of the feedback model's regression on the round's log; return the next state and metrics."""
     model = train_state.model_of(state)
     if plan.feedback.debias is not None and plan.others is not None:
         key = jax.random.fold_in(jax.random.fold_in(model.key, 2), model.step)
         batch = with_fewer_candidates(batch, key, plan.others)
-    feedback, metrics = fitting.update(model, batch, items, plan.feedback, rate)
+    feedback, metrics = fitting.update(model, batch, items, plan.feedback, lr_scale)
     return dataclasses.replace(state, feedback=feedback, done=state.done + 1), metrics
 
 
@@ -172,10 +176,7 @@ def precompute_item_embeddings(state: TrainState, items: types.Items, plan: Trai
     """
     if not precomputes_item_embeddings(plan, items):
         return None
-    return _encode_catalogue(train_state.model_of(state), items, plan.feedback)
-
-
-_encode_catalogue = jax.jit(network.encode_catalogue, static_argnames="config")
+    return network.encode_items(train_state.model_of(state), items, plan.feedback)
 
 
 @programs.program(often=True, static_argnames="plan", donate_argnums=0)
@@ -184,7 +185,7 @@ def update_step(
     batch: types.SessionBatch,
     items: types.Items,
     plan: TrainConfig,
-    rate: chex.Numeric,
+    lr_scale: chex.Numeric,
     encodings: chex.Array | None = None,
 ):
     """Update the agents once; return the next state and metrics.
@@ -214,7 +215,7 @@ def update_step(
             candidate_sampling_logits(state, batch, items, plan, key),
             encodings,
         )
-    agents, metrics = method.update(state.agents, batch, items, plan.agents, rate, simulated)
+    agents, metrics = method.update(state.agents, batch, items, plan.agents, lr_scale, simulated)
     return dataclasses.replace(state, agents=agents, done=state.done + 1), metrics
 
 

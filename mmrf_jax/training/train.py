@@ -35,16 +35,19 @@ from mmrf_jax.training import (
     run_folder,
     run_report,
     side_by_side,
+    simulated_tests,
+    simulator_source,
     sources,
     steps,
     warm_start,
 )
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _KEEP = 3  # checkpoints
 
 
-def train(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
+def train_run(config: configs.Run, workdir: Path, brief: bool = False, log: SessionLog | None = None) -> dict[str, Any]:
     """Run a config of one seed to its results; see `train_runs`.
 
     Raises:
@@ -81,7 +84,7 @@ def train_runs(
         compiled = stack.enter_context(contextlib.closing(programs.Ahead()))
         watch = stack.enter_context(preemption.watching())
         stack.enter_context(interruptible(watch.check))
-        spent = stack.enter_context(hooks.Times(compiled))
+        spent = stack.enter_context(hooks.PhaseTimes(compiled))
         stack.enter_context(observed(spent.begin))
 
         # ----------------------------------------------------------------------------------------------------- Data
@@ -91,7 +94,7 @@ def train_runs(
         # ------------------------------------------------------------------------------- State, restore and rounds
         with contextlib.ExitStack() as opened:
             learners = [_restored(job, opened.enter_context(_checkpoints(job))) for job in jobs]
-            rounds.learn([learner for learner in learners if learner.learned is None], len(runs))
+            rounds.train_rounds([learner for learner in learners if learner.learned is None], len(runs))
 
         # ---------------------------------------------------------------------------------------- Evaluation, report
         for learner in learners:
@@ -113,20 +116,20 @@ def _checked(
     partitioner = Partitioner()
     checked: dict[Path, configs.Run] = {}
     for workdir, config in runs.items():
-        configs.validate(configs.as_dict(config))
-        config, log = own_logs.prepare(config, workdir, log)
+        configs.validate_config(configs.as_dict(config))
+        config, log = own_logs.prepare_own_log(config, workdir, log)
         registry.configured(config.method, config.agents, config.plugins)
-        profile.parse(config.profile_steps)
-        trackers.check(config.trackers)
+        profile.parse_steps(config.profile_steps)
+        trackers.check_trackers(config.trackers)
         partitioner.check_divisible(config.train.batch, "train.batch")
         partitioner.check_divisible(config.feedback.batch, "feedback.batch")
         if config.source == "world" and config.simulator == "world":
-            _check_arms(config, sources.WORLD_ARMS)
-        side_by_side.check(config, len(runs), partitioner)
+            _check_arms(config, simulator_source.WORLD_ARMS)
+        side_by_side.check_side_by_side(config, len(runs), partitioner)
         config = _with_plugins(config)
         if checked:
             config = dataclasses.replace(config, profile_steps="")  # a trace shows all runs, and one is taken at a time
-        multihost.on_primary(functools.partial(warm_start.check, config, workdir))
+        multihost.on_primary(functools.partial(warm_start.check_init_from, config, workdir))
         checked[workdir] = config
     return checked, log, partitioner
 
@@ -160,11 +163,11 @@ def _begun(
     if run_folder.needs_more_rounds(workdir, configs.as_dict(config)):
         results = None
     written = brief or (workdir / "report.html").exists() or not run_folder.has_checkpoint(workdir)
-    if results is not None and (written or run_report.missing()):
-        run_folder.check(workdir, configs.as_dict(config))
+    if results is not None and (written or run_report.missing_for_report()):
+        run_folder.check_same_config(workdir, configs.as_dict(config))
         return results
-    stack.enter_context(run_folder.claimed(workdir, configs.as_dict(config)))
-    provenance.record(workdir)
+    stack.enter_context(run_folder.claimed_workdir(workdir, configs.as_dict(config)))
+    provenance.record_start(workdir)
     if log is not None and not (workdir / run_folder.LOG).exists():
         log.save(workdir / run_folder.LOG)
     return None
@@ -180,31 +183,31 @@ def _read_if_exists(path: Path) -> dict[str, Any] | None:
 
 def _prepared(
     runs: Mapping[Path, configs.Run], finished: Collection[Path], partitioner: Partitioner, compiled: programs.Ahead
-) -> list[rounds.Job]:
+) -> list[rounds.TrainingJob]:
     """Open the source of each run that is not finished, and write what serving it needs; their world is shared."""
-    jobs: list[rounds.Job] = []
+    jobs: list[rounds.TrainingJob] = []
     for number, (workdir, config) in enumerate(runs.items()):
         if workdir in finished:
             continue
         like = jobs[0].source if jobs else None
-        collects = config.alternation.closed_loop
+        closed_loop = config.alternation.closed_loop
         with preemption.at_once():
-            source = restore.source_of(config, partitioner, collects=collects, workdir=workdir, like=like)
+            source = restore.source_of(config, partitioner, closed_loop=closed_loop, workdir=workdir, like=like)
         plan = steps.plan_of(config, source.spec.signals)
         others = {} if source.sim is None else _arms(config, source)
         name = f"seed {config.seed}" if len(runs) > 1 else ""
         if source.report and not jobs:
             say(f"input: {json.dumps(source.report, default=str)}")
         if multihost.is_primary():
-            inputs.write(workdir, inputs.of_source(source.local()))
-        jobs.append(rounds.Job(config, plan, workdir, number, name, partitioner, source, others, compiled))
+            inputs.write_inputs(workdir, inputs.inputs_of_source(source.local()))
+        jobs.append(rounds.TrainingJob(config, plan, workdir, number, name, partitioner, source, others, compiled))
     return jobs
 
 
 # ---------------------------------------------------------------------------------------------------- State and restore
 
 
-def _checkpoints(job: rounds.Job) -> manager.Checkpoints:
+def _checkpoints(job: rounds.TrainingJob) -> manager.Checkpoints:
     return manager.Checkpoints(
         job.workdir / "checkpoints",
         keep=_KEEP,
@@ -213,7 +216,7 @@ def _checkpoints(job: rounds.Job) -> manager.Checkpoints:
     )
 
 
-def _restored(job: rounds.Job, checkpoints: manager.Checkpoints) -> rounds.Learner:
+def _restored(job: rounds.TrainingJob, checkpoints: manager.Checkpoints) -> rounds.Learner:
     """Return the state to begin with, its step, and what learned.json says if training is complete.
 
     A run goes on from the first of these that it has:
@@ -236,7 +239,7 @@ def _restored(job: rounds.Job, checkpoints: manager.Checkpoints) -> rounds.Learn
 # ----------------------------------------------------------------------------------------------------------- Evaluation
 
 
-def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.Times) -> dict[str, Any]:
+def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.PhaseTimes) -> dict[str, Any]:
     """Evaluate a run that is trained, write its results and its report, and return the results."""
     job, state, learned = learner.job, learner.state, learner.learned
     job.announce()
@@ -248,15 +251,15 @@ def _concluded(learner: rounds.Learner, brief: bool, spent: hooks.Times) -> dict
             if multihost.is_primary():
                 _write_results(job, result, spent.seconds)
         if not brief:
-            source, state = job.source.local(), multihost.to_local(state)
-            source.test()  # a collective operation if the test log has not been collected yet
+            run = job.trained(state).local()
+            run.source.test()  # a collective operation if the test log has not been collected yet
             preemption.part()
             if multihost.is_primary():
-                _report(job.config, source, state, job.workdir)
+                _report(run, job.workdir)
     return result
 
 
-def _evaluate(job: rounds.Job, state: TrainState, brief: bool) -> dict[str, Any]:
+def _evaluate(job: rounds.TrainingJob, state: TrainState, brief: bool) -> dict[str, Any]:
     """Compare the trained ranker with the other arms, then evaluate it on the held-out logs."""
     result: dict[str, Any] = {}
     run = job.trained(state)
@@ -264,42 +267,42 @@ def _evaluate(job: rounds.Job, state: TrainState, brief: bool) -> dict[str, Any]
         run.begin("ab_test", "A/B test")
         result |= _ab_test(run, job.workdir)
     run.begin("offline")
-    return result | evaluate.evaluate(run.local(), with_baselines=not brief)
+    return result | evaluate.evaluate_run(run.local(), with_baselines=not brief)
 
 
-def _ab_test(run: evaluate.TrainedRun, workdir: Path) -> dict[str, Any]:
+def _ab_test(run: TrainedRun, workdir: Path) -> dict[str, Any]:
     """Compare a run with the other arms; the per-user sums of its arm go to the run folder."""
     own = registry.get(run.plan.method).make_policy(run.state.agents, run.source.items, run.plan.agents)
     policies, blocks = {**run.arms, run.plan.method: own}, []
-    result = evaluate.compare(
-        run.config, run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
+    result = simulated_tests.run_ab_test(
+        run.source, policies, run.partitioner, observe=lambda sums: blocks.append(sums[run.plan.method])
     )
     if multihost.is_primary():
-        run_folder.write_users(workdir, blocks)
+        run_folder.write_user_sums(workdir, blocks)
     return result
 
 
 # --------------------------------------------------------------------------------------------------------------- Report
 
 
-def _write_results(job: rounds.Job, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
+def _write_results(job: rounds.TrainingJob, result: dict[str, Any], seconds: Callable[[], dict[str, float]]) -> None:
     """Write results.json, then this process's times, as a line and as a row of metrics.jsonl; both go to trackers."""
     files.write_json(job.workdir / "results.json", result)
     spent, step = seconds(), result["train"]["steps"]
-    say(hooks.describe(spent))
+    say(hooks.describe_times(spent))
     with rounds.open_writer(job.config, job.workdir, step) as writer:
         writer.write(step, "time", {f"seconds_{kind}": round(value, 3) for kind, value in spent.items()})
         writer.summarise(run_report.headline(job.config, result))
 
 
-def _report(config: configs.Run, source: sources.Source, state: TrainState, workdir: Path) -> None:
+def _report(run: TrainedRun, workdir: Path) -> None:
     """Write the run's report. The results are already saved, so any error here is only logged."""
-    if (missing := run_report.missing()) is not None:
+    if (missing := run_report.missing_for_report()) is not None:
         say(f"no report: {missing}, then mmrf report --workdir={workdir}")
         return
     try:
         phase("report")
-        page = run_report.write_report(config, source, state, workdir, thorough=False)
+        page = run_report.write_report(run, workdir, thorough=False)
         say(f"report: {page}, a page for any browser")
     except Exception as error:
         fix = f"mmrf report --workdir={workdir} tries again"

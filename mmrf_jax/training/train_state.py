@@ -58,8 +58,10 @@ def model_of(state: TrainState) -> FeedbackState:
 @functools.partial(jax.jit, donate_argnums=0)
 def next_round(state: TrainState) -> TrainState:
     """Advance to the next round; the current agents become the policy that collects its log."""
-    server = None if state.behavior_params is None else behavior_params_of(state.agents)
-    return dataclasses.replace(state, behavior_params=server, round=state.round + 1, done=jnp.zeros_like(state.done))
+    behavior_params = None if state.behavior_params is None else behavior_params_of(state.agents)
+    return dataclasses.replace(
+        state, behavior_params=behavior_params, round=state.round + 1, done=jnp.zeros_like(state.done)
+    )
 
 
 def behavior_state(state: TrainState) -> agent_state.AgentState:

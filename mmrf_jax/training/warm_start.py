@@ -34,7 +34,7 @@ _ALL = ("",)  # where the logs have other signals
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # {table: ids in the new run, and in the old one}
 
 
-def check(config: configs.Run, workdir: Path) -> None:
+def check_init_from(config: configs.Run, workdir: Path) -> None:
     """Refuse a run that cannot be started from, before anything is written.
 
     Raises:
@@ -54,7 +54,7 @@ def check(config: configs.Run, workdir: Path) -> None:
         )
 
 
-def begin(config: configs.Run, new: inputs.Inputs, state: TrainState, partitioner: Partitioner) -> TrainState:
+def begin_from_run(config: configs.Run, new: inputs.Inputs, state: TrainState, partitioner: Partitioner) -> TrainState:
     """Return a new run's state with what the run `config.init_from` has learned; one line says what was copied.
 
     Args:
@@ -130,7 +130,7 @@ def _merge_tables(part: str, new: Any, old: Any, pairs: Pairs, report: _Report) 
         if (table.dim, table.rows.dtype) != (other.dim, other.rows.dtype):
             report.fresh.append(f"{part}/tables/{name}")
             continue
-        at, there = rows_of(table, other, *pairs[name])
+        at, there = matching_rows(table, other, *pairs[name])
         report.rows.append(f"{part}/{name} {len(at):,} of {table.num_rows:,}")
         if len(at):
             shardings = jax.tree.map(lambda x: x.sharding, table)
@@ -183,7 +183,7 @@ def _shared(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return here, there
 
 
-def rows_of(
+def matching_rows(
     new: embedding_table.Table, old: embedding_table.Table, here: np.ndarray, there: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows [m] of two tables that stand for the same ids, each row at most once.

@@ -6,7 +6,7 @@ hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -21,15 +21,16 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.metrics import model_quality
 from mmrf_jax.models.feedback_model import counterfactuals
 from mmrf_jax.signals import Signals
-from mmrf_jax.training import predictions, sources, steps, train_state
+from mmrf_jax.training import predictions, simulator_source, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
+from mmrf_jax.training.trained_run import TrainedRun
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # sessions of the log, first requests of each, sessions per batch
 _RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
 CALIBRATED = ("click", "long_view", "like", "watch_time")
 
 
-def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
+def replay_log(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the true expected feedback [n, T, C, S] and log1p seconds [n, T, C] of candidates by replaying the log.
 
     These cover the first `num_requests` requests of each session; past its end they are zeros.
@@ -39,7 +40,7 @@ def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np
     """
     assert source.sim is not None and source.truth is not None
     sim, truth = source.sim, source.truth
-    key = sources.log_key(source.config.seed)
+    key = simulator_source.log_key(source.config.seed)
     step = jax.jit(lambda params, state, slate: (truth(params, state), sim.step_env(key, state, slate, params)[1]))
     _, _, state = jax.jit(sim.reset_env)(key, sim.default_params, jnp.asarray(log.user_id), jnp.int32(0))
     length = np.diff(log.offsets)
@@ -56,15 +57,15 @@ def replay(source: sources.Source, log: Sessions, num_requests: int) -> tuple[np
 
 
 def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig):
-    """Compute `predictions.feedback` of all candidates of the first T requests, and which were or would be chosen."""
-    out = predictions.feedback(state, batch, batch.candidates, items, plan)
+    """Predict the feedback of all candidates of the first T requests, and find which were or would be chosen."""
+    out = predictions.predict_feedback(state, batch, batch.candidates, items, plan)
     exposed = ops.slate_to_multihot(batch.slate, batch.slate_mask, batch.candidates.shape[-1]) > 0
     if plan.use_feedback_model and plan.feedback.exposures == 2:  # as its counterfactual slates are labelled
-        unseen = predictions.feedback(state, batch, batch.candidates, items, plan, at_random=True)
+        unseen = predictions.predict_feedback(state, batch, batch.candidates, items, plan, at_random=True)
         out |= {name: jnp.where(exposed[..., None], out[name], unseen[name]) for name in ("model", "levels")}
     out["shown"] = exposed
     if plan.use_feedback_model:
-        out["uncertainty"] = predictions.uncertainty(state, batch, batch.candidates, items, plan)
+        out["uncertainty"] = predictions.predict_uncertainty(state, batch, batch.candidates, items, plan)
     if plan.slates:
         key = train_state.model_of(state).key
         preferred = steps.candidate_sampling_logits(state, batch, items, plan, key)
@@ -74,18 +75,8 @@ def _predict(state: TrainState, batch: types.SessionBatch, items: types.Items, p
     return {name: np.asarray(x)[:, :-1] for name, x in out.items()}
 
 
-def compare(
-    source: sources.Source,
-    plan: steps.TrainConfig,
-    state: TrainState,
-    log: Sessions,
-    train: Callable[[], Sessions],
-) -> dict[str, Any]:
-    """Compute the metrics that need the world's truth.
-
-    Args:
-      log: held-out, collected by the source's first policy.
-      train: makes the log of the videos exposed in training; called only with a feedback model.
+def compare_with_truth(run: TrainedRun) -> dict[str, Any]:
+    """Compute the metrics that need the world's truth, on the run's held-out log.
 
     Returns:
       {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}, "unseen":
@@ -94,22 +85,20 @@ def compare(
       `watch_time` in log1p seconds, the scale on which the uncertainty is defined, and `watch_time_seconds`},
       "sample_auc": of a classifier that separates sampled non-impressions from the whole pool}.
     """
+    source, plan, signals = run.source, run.plan, run.signals
+    log = source.test()["test"]
     log = sessions.select_sessions(log, np.arange(min(_SESSIONS, log.num_sessions)))
-    truth, true_log_seconds = replay(source, log, _REQUESTS)
-    signals = source.spec.signals
+    truth, true_log_seconds = replay_log(source, log, _REQUESTS)
     index = np.stack([np.arange(log.num_sessions), log.offsets[:-1]], axis=1)
     done, parts = counted("truth", len(index)), []
-    for start in range(0, len(index), _BATCH):
-        batch = sessions.gather_segments(log, np.resize(index[start : start + _BATCH], (_BATCH, 2)), _REQUESTS)
-        out = _predict(state, batch, source.items, plan)
+    for rows, batch, live in sessions.padded_batches(log, index, _BATCH, _REQUESTS):
+        out = _predict(run.state, batch, run.items, plan)
         out["video"] = batch.candidates[:, :-1]
         out["user"] = np.broadcast_to(batch.user_id[:, None, None], out["video"].shape)
-        live, size = batch.mask[:, :-1], len(index[start : start + _BATCH])
-        live = live & (np.arange(_BATCH) < size)[:, None]
-        rows = slice(start, start + size)
         parts.append({name: x[live] for name, x in out.items()})
-        parts[-1] |= {"truth": truth[rows][live[:size]], "true_log_seconds": true_log_seconds[rows][live[:size]]}
-        done(start + size)
+        here = live[: rows.stop - rows.start]
+        parts[-1] |= {"truth": truth[rows][here], "true_log_seconds": true_log_seconds[rows][here]}
+        done(rows.stop)
     flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # [requests, C, …]
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in flat.items()}
     result: dict[str, Any] = {
@@ -123,7 +112,7 @@ def compare(
     }
     result["unseen"] = _of_unseen(flat, plan.predictors, signals)
     if plan.use_feedback_model:
-        result["uncertainty"] = _uncertainty(flat, train(), source)
+        result["uncertainty"] = _uncertainty(flat, source.train(), source)
     if plan.slates:
         try:
             result["sample_auc"] = _sample_auc(flat, source.items)

@@ -17,12 +17,12 @@ def users(n=2000, seed=0):
 def test_intervals_of_users_cover_zero_as_often_as_they_say():
     result = aa.coverage(SHORT_VIDEO, users(), 500)
     assert result["tests"] == 500 and result["mismatches"] <= 0.01
-    assert set(result["aa"]) == {"watch_time", "depth", "like"}  # nobody hates: no difference in %
+    assert set(result["aa"]) == {"watch_time", "depth", "like"}  # no one hates: no difference in %
     assert result["left_out"] == {"hate": "too few: 0 users of A have any, an interval needs 25"}
-    assert "| hate | too few: 0 users of A" in aa.format_table(result)
+    assert "| hate | too few: 0 users of A" in aa.format_aa(result)
     for metric, entry in result["aa"].items():
         assert 0.93 <= entry["coverage"] <= 0.97, metric
-    assert "| like | 0.9" in aa.format_table(result)
+    assert "| like | 0.9" in aa.format_aa(result)
 
 
 def test_rows_that_are_not_independent_are_found_out():

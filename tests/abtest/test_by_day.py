@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from in_memory import compare_sums
 
 from mmrf_jax.abtest import by_day, statistics
 from mmrf_jax.signals import SHORT_VIDEO
@@ -66,8 +67,8 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
     """Of the half in which fewer users of either arm have any."""
     many = {"watch_time": np.arange(1.0, 101.0), "sessions": np.ones(100)}
     few = many | {"watch_time": many["watch_time"] * (np.arange(100) < users)}
-    nobody = few | {"sessions": 1.0 * (np.arange(100) < users)}  # of whom the others did not come
-    for scarce, name in ((few, "mmrf"), (nobody, "mmrf"), (few, "production"), (nobody, "production")):
+    no_one = few | {"sessions": 1.0 * (np.arange(100) < users)}  # of whom the others did not come
+    for scarce, name in ((few, "mmrf"), (no_one, "mmrf"), (few, "production"), (no_one, "production")):
         late = {"production": many, "mmrf": many} | {name: scarce}
         entry = by_day.novelty_effect(SHORT_VIDEO, {"production": many, "mmrf": many}, late, "production", paired=True)[
             "mmrf"
@@ -79,10 +80,9 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
 def test_table_by_day():
     rng = np.random.default_rng(1)
     days = [
-        statistics.compare(SHORT_VIDEO, x, "production", paired=True)["ab_test"]
-        for x in parts(rng, 50, (1.0, 2.0), True)
+        compare_sums(SHORT_VIDEO, x, "production", paired=True)["ab_test"] for x in parts(rng, 50, (1.0, 2.0), True)
     ]
     rows = [{"day": i, "ab_test": result} for i, result in enumerate(days, 3)]
-    lines = by_day.format_table({"ab_test": days[0], "by_day": rows}, "visits").splitlines()
+    lines = by_day.format_days({"ab_test": days[0], "by_day": rows}, "visits").splitlines()
     assert lines[0] == "| day | production, visits | mmrf, visits |" and len(lines) == 4
     assert lines[3].startswith("| 4 | ") and statistics.cell(days[1]["mmrf"]["visits"]) in lines[3]

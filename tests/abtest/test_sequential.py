@@ -1,4 +1,4 @@
-"""Always-valid intervals: the boundary of the mixture, and coverage however often one looks."""
+"""Always-valid intervals: the boundary of the mixture, and coverage however often one analyses."""
 
 import numpy as np
 import pytest
@@ -50,23 +50,23 @@ def test_p_value_is_one_over_the_mixture_of_likelihood_ratios():
 
 
 def test_quantile_of_a_number_of_looks():
-    assert sequential.quantile_of_looks(1) == pytest.approx(1.959964, abs=1e-6)
-    assert sequential.quantile_of_looks(14) == pytest.approx(stats.norm.ppf(1 - 0.025 / 14))
+    assert sequential.bonferroni_quantile(1) == pytest.approx(1.959964, abs=1e-6)
+    assert sequential.bonferroni_quantile(14) == pytest.approx(stats.norm.ppf(1 - 0.025 / 14))
 
 
 @pytest.mark.slow
 def test_looking_often_keeps_the_coverage_where_a_fixed_interval_loses_it():
     """A/A tests with heavy tails and a ratio metric, looked at 50 times as users come."""
-    rng, tests, looks, users = np.random.default_rng(0), 300, 50, 4000
+    rng, tests, analyses, users = np.random.default_rng(0), 300, 50, 4000
     held = {"ci95": 0, "always_valid95": 0}
     for _ in range(tests):
         test = statistics.ABTest(SHORT_VIDEO, ("a", "b"), "a", paired=False)
         always = dict.fromkeys(held, True)
-        for look in range(1, looks + 1):
-            depth = 1 + rng.poisson(5, (2, users // looks))
+        for analysis in range(1, analyses + 1):
+            depth = 1 + rng.poisson(5, (2, users // analyses))
             seconds = depth * rng.lognormal(0, 1, depth.shape)
             test.update({arm: {"watch_time": seconds[i], "depth": depth[i]} for i, arm in enumerate("ab")})
-            entry = test.ratios(sequential.quantile(look / looks))["b"]["watch_time"]
+            entry = test.ratios(sequential.quantile(analysis / analyses))["b"]["watch_time"]
             for name in held:
                 always[name] &= entry[name][0] <= 0 <= entry[name][1]
         for name in held:
@@ -78,5 +78,5 @@ def test_looking_often_keeps_the_coverage_where_a_fixed_interval_loses_it():
 def test_errors_name_the_numbers():
     with pytest.raises(ValueError, match="fraction 0 must be above 0"):
         sequential.quantile(0)
-    with pytest.raises(ValueError, match="0 looks"):
-        sequential.quantile_of_looks(0)
+    with pytest.raises(ValueError, match="0 interim analyses"):
+        sequential.bonferroni_quantile(0)

@@ -1,4 +1,4 @@
-"""A/B tests in the world: who is in which arm, what is known of users before, looks, and A/A tests."""
+"""A/B tests in the world: who is in which arm, what is known of users before, analyses, and A/A tests."""
 
 import json
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from in_memory import compare_sums
 
 from mmrf_jax.abtest import aa, assignment, sequential, simulate, statistics, summary
 from mmrf_jax.envs import rankers, rollout
@@ -20,7 +21,7 @@ KEY = jax.random.key(5)
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(CONFIG)
+    return env.make_world(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def policies():
 @pytest.fixture(scope="module")
 def everyone(sim, policies):
     """Sums [USERS] of all users in every arm."""
-    options = {"first_user": 0, "num_users": USERS, "day": 2, "k": CONFIG.slate}
+    options = {"user_ids": np.arange(USERS), "day": 2}
     return {
         name: simulate.rollout_user_metrics(sim, policy, KEY, Partitioner(), **options)
         for name, policy in policies.items()
@@ -46,18 +47,9 @@ def histories(sim):
     return simulate.history_means(sim, KEY, np.arange(USERS), 2, 512)
 
 
-def run(sim, policies, users, **options):
-    return simulate.compare(
-        sim,
-        policies,
-        KEY,
-        Partitioner(),
-        control="production",
-        num_users=users,
-        day=2,
-        k=CONFIG.slate,
-        **options,
-    )
+def run(sim, policies, users, progress=lambda done: None, **options):
+    design = simulate.Design("production", users, **options)
+    return simulate.simulate_ab_test(sim, policies, KEY, Partitioner(), design, day=2, progress=progress)
 
 
 def columns(sums, rows):
@@ -67,8 +59,8 @@ def columns(sums, rows):
 
 def test_users_of_any_ids_are_served_as_in_a_row(sim, policies, everyone):
     ids = np.random.default_rng(0).permutation(USERS)[:520]
-    served = simulate.rollout_metrics_of_users(
-        sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, k=CONFIG.slate, capacity=USERS
+    served = simulate.rollout_user_metrics(
+        sim, policies["production"], KEY, Partitioner(), user_ids=ids, day=2, capacity=USERS
     )
     np.testing.assert_array_equal(served["user_id"], ids)
     for name in ("watch_time", "requests", "next_visit", "like"):
@@ -87,7 +79,7 @@ def test_each_user_is_in_one_arm_by_hash(sim, policies, everyone, histories):
     result = run(sim, policies, USERS // 2, salt="ranker", cuped=True)
     arm = assignment.assign(np.arange(USERS), [0.5, 0.5], "ranker")
     rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(policies)}
-    expected = statistics.compare(
+    expected = compare_sums(
         SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},
         "production",
@@ -102,8 +94,8 @@ def test_each_user_is_in_one_arm_by_hash(sim, policies, everyone, histories):
             np.testing.assert_allclose(*numbers, rtol=2e-3)
     assert {"coverage", "gini"} <= result["ab_test"]["oracle"].keys()
     counts = np.bincount(arm)
-    assert result["srm"]["users"] == {"production": counts[0], "oracle": counts[1]}
-    assert result["srm"]["p_value"] == assignment.sample_ratio_mismatch(counts, [1, 1]) > 0.001
+    assert result["sample_ratio_mismatch"]["users"] == {"production": counts[0], "oracle": counts[1]}
+    assert result["sample_ratio_mismatch"]["p_value"] == assignment.sample_ratio_mismatch(counts, [1, 1]) > 0.001
     cut = 100 * everyone["oracle"]["truncated"][rows["oracle"]].mean()
     assert result["truncated_pct"]["oracle"] == pytest.approx(cut)
 
@@ -115,7 +107,7 @@ def test_what_histories_explain_narrows_the_intervals(sim, policies, everyone, h
     width = {}
     for cuped in (False, True):
         covariate = {name: histories[x] for name, x in rows.items()} if cuped else None
-        entry = statistics.compare(SHORT_VIDEO, sums, "production", False, covariate)["ab_test"]["oracle"]
+        entry = compare_sums(SHORT_VIDEO, sums, "production", False, covariate)["ab_test"]["oracle"]
         width[cuped] = {metric: np.ptp(x["ci95"]) for metric, x in entry.items() if x["ci95"] is not None}
     assert 0.9 < width[True]["watch_time"] / width[False]["watch_time"] < 0.995
     assert 0.9 < width[True]["long_view"] / width[False]["long_view"] < 0.98
@@ -124,20 +116,20 @@ def test_what_histories_explain_narrows_the_intervals(sim, policies, everyone, h
 def test_a_test_looked_at_as_users_come(sim, policies, everyone):
     same = {"production": policies["production"], "again": policies["production"]}
     before = simulate._serve._cache_size()
-    result = run(sim, same, 505, salt="looks", always_valid=True)
-    assert simulate._serve._cache_size() == before + 1  # one program for all looks
-    looks = result["looks"]
-    assert [sum(look["users"].values()) for look in looks] == [*range(51, 1010, 51), 1010]
-    arm = assignment.assign(np.arange(7 * 51), [0.5, 0.5], "looks")
+    result = run(sim, same, 505, salt="analyses", always_valid=True)
+    assert simulate._serve._cache_size() == before + 1  # one program for all analyses
+    analyses = result["interim_analyses"]
+    assert [sum(analysis["users"].values()) for analysis in analyses] == [*range(51, 1010, 51), 1010]
+    arm = assignment.assign(np.arange(7 * 51), [0.5, 0.5], "analyses")
     rows = {name: np.flatnonzero(arm == i) for i, name in enumerate(same)}
     test = statistics.ABTest(SHORT_VIDEO, tuple(same), "production", paired=False)
     test.update({name: columns(everyone["production"], x) for name, x in rows.items()})
-    assert looks[6]["users"] == {name: len(x) for name, x in rows.items()}
+    assert analyses[6]["users"] == {name: len(x) for name, x in rows.items()}
     expected = test.ratios(sequential.quantile(7 * 51 / 1010))["again"]
     for name in ("ci95", "always_valid95"):
-        np.testing.assert_allclose(looks[6]["ab_test"]["again"]["depth"][name], expected["depth"][name], rtol=1e-3)
+        np.testing.assert_allclose(analyses[6]["ab_test"]["again"]["depth"][name], expected["depth"][name], rtol=1e-3)
     last = result["ab_test"]["again"]["watch_time"]
-    assert last == looks[-1]["ab_test"]["again"]["watch_time"]
+    assert last == analyses[-1]["ab_test"]["again"]["watch_time"]
     assert last["always_valid95"][0] < last["ci95"][0] < last["ci95"][1] < last["always_valid95"][1]
 
 
@@ -145,7 +137,7 @@ def test_a_paired_test_has_no_sample_ratio(sim, policies, everyone):
     result = run(sim, policies, USERS)
     assert result.keys() == {"ab_test", "signals", "truncated_pct"}
     expected = {name: columns(sums, slice(None)) for name, sums in everyone.items()}
-    expected = statistics.compare(SHORT_VIDEO, expected, "production", True)["ab_test"]["oracle"]["watch_time"]
+    expected = compare_sums(SHORT_VIDEO, expected, "production", True)["ab_test"]["oracle"]["watch_time"]
     np.testing.assert_allclose(result["ab_test"]["oracle"]["watch_time"]["ci95"], expected["ci95"])
 
 
@@ -161,14 +153,13 @@ def test_intervals_of_aa_tests_cover_zero_as_often_as_they_say(everyone, histori
 
 
 def test_empty_groups_of_a_call_are_served(sim, policies, everyone):
-    served = simulate.rollout_metrics_of_users(
+    served = simulate.rollout_user_metrics(
         sim,
         policies["production"],
         KEY,
         Partitioner(),
         user_ids=np.arange(0),
         day=2,
-        k=CONFIG.slate,
         capacity=USERS,
     )
     lengths = {name: len(x) for name, x in served.items() if name != "exposures"}
@@ -183,11 +174,11 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
     """Whatever blocks users come in, an arm gets none of some: the result is that of all users at once."""
     exposures = np.ones((rollout.EXPOSURE_GROUPS, 5), np.int32)
 
-    def rollout_metrics_of_users(sim, policy, *_, user_ids, **__):
+    def rollout_user_metrics(sim, policy, *_, user_ids, **__):
         sums = {name: x[user_ids] for name, x in everyone[policy].items() if name != "exposures"}
         return sums | {"exposures": exposures * len(user_ids)}
 
-    monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users)
+    monkeypatch.setattr(simulate, "rollout_user_metrics", rollout_user_metrics)
     monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     monkeypatch.setattr(simulate, "history_means", lambda sim, key, ids, *_: histories[ids])
     names, done = {name: name for name in everyone}, []
@@ -201,10 +192,13 @@ def test_empty_groups_add_nothing(sim, everyone, histories, monkeypatch, num_use
         return
     result = run(sim, names, num_users, **options)
     assert json.loads(json.dumps(result, allow_nan=False)) == result and summary.describe(result)
-    assert result["srm"]["users"] == {name: len(x) for name, x in rows.items()}
+    assert result["sample_ratio_mismatch"]["users"] == {name: len(x) for name, x in rows.items()}
     if always_valid:
-        assert result["looks"][-1]["users"] == result["srm"]["users"] and len(result["looks"]) <= 20
-    expected = statistics.compare(
+        assert (
+            result["interim_analyses"][-1]["users"] == result["sample_ratio_mismatch"]["users"]
+            and len(result["interim_analyses"]) <= 20
+        )
+    expected = compare_sums(
         SHORT_VIDEO,
         {name: columns(everyone[name], x) for name, x in rows.items()},
         "production",

@@ -13,7 +13,7 @@ from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.report import plots
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import configs, simulator_source
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=12)
 USERS, FIRST, DAYS = 800, 3, 6
@@ -22,7 +22,7 @@ KEY = jax.random.key(8)
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(CONFIG)
+    return env.make_world(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,10 @@ def policies():
     }
 
 
-def run(sim, policies, users=USERS, days=DAYS, **options):
-    return simulate_days.compare(
-        sim,
-        policies,
-        KEY,
-        Partitioner(),
-        control="production",
-        num_users=users,
-        first_day=FIRST,
-        days=days,
-        k=CONFIG.slate,
-        **options,
+def run(sim, policies, users=USERS, days=DAYS, progress=lambda done: None, **options):
+    design = simulate.Design("production", users, **options)
+    return simulate_days.simulate_ab_test_by_day(
+        sim, policies, KEY, Partitioner(), design, first_day=FIRST, days=days, progress=progress
     )
 
 
@@ -63,9 +55,7 @@ def replay(sim, policies):
     for name, policy in policies.items():
         due, days[name] = np.full(USERS, FIRST), []
         for day in range(FIRST, FIRST + DAYS):
-            sums = simulate.rollout_user_metrics(
-                sim, policy, KEY, Partitioner(), first_user=0, num_users=USERS, day=day, k=CONFIG.slate
-            )
+            sums = simulate.rollout_user_metrics(sim, policy, KEY, Partitioner(), user_ids=np.arange(USERS), day=day)
             came = due == day
             due = np.where(came, day + sums["next_visit"].astype(int), due)
             days[name].append((came, sums))
@@ -105,11 +95,11 @@ def test_enjoyed_sessions_bring_users_back(result):
     days = [row["ab_test"]["oracle"]["visits"] for row in result["by_day"]]
     assert days[0]["diff_pct"] == 0 and days[0]["ci95"] == [0, 0]
     assert all(day["ci95"][0] > 0 for day in days[1:])
-    lasting = result["lasting"]["oracle"]["visits"]
+    halves = result["novelty_effect"]["oracle"]["visits"]
     early = [row["visitors"] for row in result["by_day"][1:3]]
     expected = 100 * (sum(d["oracle"] for d in early) / sum(d["production"] for d in early) - 1)
-    assert lasting["early"] == pytest.approx(expected)
-    assert lasting["ci95"][0] < lasting["change"] < lasting["ci95"][1]
+    assert halves["early"] == pytest.approx(expected)
+    assert halves["ci95"][0] < halves["change"] < halves["ci95"][1]
 
 
 def test_one_program_serves_all_days(sim, policies, result):
@@ -125,21 +115,21 @@ def test_the_same_arm_twice_differs_by_nothing(sim, policies):
         for entry in row["ab_test"]["again"].values():
             if entry["ci95"] is not None:
                 np.testing.assert_allclose([entry["diff_pct"], *entry["ci95"]], 0.0, atol=1e-5)
-    assert "always_valid95" in found["by_day"][1]["ab_test"]["again"]["depth"] and "srm" not in found
+    assert "always_valid95" in found["by_day"][1]["ab_test"]["again"]["depth"] and "sample_ratio_mismatch" not in found
 
 
 def test_each_user_in_one_arm(sim, policies):
     found = run(sim, policies, USERS // 2, days=4, salt="long", cuped=True, always_valid=True)
-    users = found["srm"]["users"]
-    assert sum(users.values()) == USERS and found["srm"]["p_value"] > 0.001
+    users = found["sample_ratio_mismatch"]["users"]
+    assert sum(users.values()) == USERS and found["sample_ratio_mismatch"]["p_value"] > 0.001
     assert found["by_day"][0]["visitors"] == users  # all come on the first day
     entry = found["by_day"][2]["ab_test"]["oracle"]["visits"]
     assert entry["always_valid95"][0] < entry["ci95"][0] < entry["ci95"][1] < entry["always_valid95"][1]
-    assert found["lasting"]["production"]["depth"]["ci95"] == [0.0, 0.0]
+    assert found["novelty_effect"]["production"]["depth"]["ci95"] == [0.0, 0.0]
 
 
-def rollout_metrics_of_users(back: dict[str, int]):
-    """Instead of `simulate.rollout_metrics_of_users`: everybody of an arm is back after so many days."""
+def rollout_user_metrics(back: dict[str, int]):
+    """Instead of `simulate.rollout_user_metrics`: everybody of an arm is back after so many days."""
 
     def serve(sim, policy, *_, user_ids, **__):
         n = len(user_ids)
@@ -156,10 +146,10 @@ def rollout_metrics_of_users(back: dict[str, int]):
 )
 def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, salt):
     """Days on which an arm has no visitors: no mean of a session, 0 of a user and day, and every table and picture."""
-    monkeypatch.setattr(simulate, "rollout_metrics_of_users", rollout_metrics_of_users(back))
+    monkeypatch.setattr(simulate, "rollout_user_metrics", rollout_user_metrics(back))
     monkeypatch.setattr(rankers, "choices", dict)  # names stand for policies
     found = run(sim, {name: name for name in back}, users=60, salt=salt, always_valid=True)
-    users = {"production": 60, "oracle": 60} if salt is None else found["srm"]["users"]
+    users = {"production": 60, "oracle": 60} if salt is None else found["sample_ratio_mismatch"]["users"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for row in found["by_day"][1:]:
         for name, days in back.items():
@@ -171,7 +161,7 @@ def test_empty_groups_of_a_day_add_nothing(sim, monkeypatch, tmp_path, back, sal
     sessions = {name: users[name] * (DAYS if days == 1 else 1) for name, days in back.items()}
     for name, metrics in found["ab_test"].items():
         assert metrics["visits"]["mean"] == pytest.approx(sessions[name] / users[name] / DAYS)
-    assert found["lasting"]["oracle"]["visits"]["note"].startswith("too few: 0 users of ")
+    assert found["novelty_effect"]["oracle"]["visits"]["note"].startswith("too few: 0 users of ")
     assert "too few" in summary.describe(found)
     if salt is not None:  # half of them: Matplotlib takes as long as all else
         plots.days(found, tmp_path / "days.png")
@@ -186,19 +176,19 @@ def test_empty_groups_name_an_arm_that_stays_below_two_users(sim, policies):
 DEVICES = """
 import jax, numpy as np
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.abtest import simulate_days
+from mmrf_jax.abtest import simulate, simulate_days
 from mmrf_jax.envs import rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 
-sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
 policies = {"production": rankers.PrivilegedPolicy(reference_policies.production, 1.0),
             "random": rankers.PrivilegedPolicy(reference_policies.random, 1.0)}
 found = [
-    simulate_days.compare(sim, policies, jax.random.key(0), Partitioner(devices), control="production",
-                     num_users=101, first_day=0, days=3, k=3, salt="devices")
+    simulate_days.simulate_ab_test_by_day(sim, policies, jax.random.key(0), Partitioner(devices),
+                     simulate.Design("production", 101, "devices"), first_day=0, days=3)
     for devices in (jax.devices(), jax.devices()[:1])
 ]
-assert len(jax.devices()) == 4 and found[0]["srm"] == found[1]["srm"]
+assert len(jax.devices()) == 4 and found[0]["sample_ratio_mismatch"] == found[1]["sample_ratio_mismatch"]
 for row, alone in zip(found[0]["by_day"], found[1]["by_day"], strict=True):
     assert row["visitors"] == alone["visitors"]
     for arm, metrics in row["ab_test"].items():
@@ -211,12 +201,12 @@ print("all well")
 
 def test_days_that_a_simulator_does_not_have_are_refused():
     config = configs.override(configs.Run(), ab_test={"day": 50})
-    sources.check_days(config, 11)
+    simulator_source.check_days(config, 11)
     with pytest.raises(ValueError, match=r"days 50 to 61 end after day 60, .* at most 11 days"):
-        sources.check_days(config, 12)
+        simulator_source.check_days(config, 12)
     config = dataclasses.replace(config, simulator="feedback")
     with pytest.raises(ValueError, match=r"do not say when users come back.*--config.simulator=world"):
-        sources.check_days(config, 2)
+        simulator_source.check_days(config, 2)
 
 
 @pytest.mark.slow

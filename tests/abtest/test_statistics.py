@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from in_memory import compare_sums
 
 from mmrf_jax.abtest import assignment, moments, statistics
 from mmrf_jax.metrics import diversity
@@ -29,7 +30,7 @@ def _entry(results, arm, metric):
 
 
 def _compare(control, treated, **options):
-    return statistics.compare(SHORT_VIDEO, {"production": control, "mmrf": treated}, "production", **options)
+    return compare_sums(SHORT_VIDEO, {"production": control, "mmrf": treated}, "production", **options)
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_cuped_narrows_the_interval_and_keeps_the_mean():
         covariate = {arm: np.exp(taste) for arm, taste in tastes.items()}
         for adjusted in (False, True):
             entry = _entry(
-                statistics.compare(SHORT_VIDEO, arms, "production", False, covariate if adjusted else None),
+                compare_sums(SHORT_VIDEO, arms, "production", False, covariate if adjusted else None),
                 "mmrf",
                 "watch_time",
             )
@@ -176,7 +177,7 @@ def test_cuped_with_several_covariates_is_a_regression():
         arms[arm] = _arm(rng, users, taste=taste + mood)
         rare = 1e-4 * (rng.random(users) < 0.1)  # of another scale
         covariate[arm] = np.stack([100 * np.exp(taste), mood, rare, np.full(users, 0.25)], axis=1)
-    results = statistics.compare(SHORT_VIDEO, arms, "production", False, covariate)
+    results = compare_sums(SHORT_VIDEO, arms, "production", False, covariate)
     everyone = np.concatenate([covariate[arm] for arm in n]).mean(axis=0)
     for metric, bottom in (("watch_time", None), ("like", "depth")):
         z, value = {}, {}
@@ -227,7 +228,7 @@ def test_users_who_do_not_come_count_by_user_and_day():
 def test_order_and_blocks_of_users_do_not_matter(paired, monkeypatch):
     rng = np.random.default_rng(5)
     arms = {"production": _arm(rng, 500), "mmrf": _arm(rng, 500), "ltr": _arm(rng, 500)}
-    expected = statistics.compare(SHORT_VIDEO, arms, "production", paired)["ab_test"]
+    expected = compare_sums(SHORT_VIDEO, arms, "production", paired)["ab_test"]
     order = rng.permutation(500)
     test = statistics.ABTest(SHORT_VIDEO, tuple(arms), "production", paired)
     monkeypatch.setattr(moments, "BLOCK_ROWS", 64)
@@ -261,7 +262,7 @@ def _liked(users: int, likes: int, each: int = 1) -> dict[str, np.ndarray]:
 )
 def test_intervals_that_events_cannot_carry_are_none_with_a_reason(control, treated, scarce, paired):
     results = _compare(_liked(400, control), _liked(400, treated), paired=paired)
-    entry, text = _entry(results, "mmrf", "like"), statistics.format_table(results)
+    entry, text = _entry(results, "mmrf", "like"), statistics.format_ab_test(results)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     if scarce is None:
         low, high = entry["ci95"]
@@ -291,7 +292,7 @@ def test_intervals_of_few_events_hold_the_truth_and_stay_above_minus_100():
     for _ in range(1_500):
         counts = {name: rng.poisson(rate, 300) for name, rate in (("base", 0.36), ("one", 0.36), ("third", 0.12))}
         arms = {name: {"like": x, "depth": np.full(300, 10)} for name, x in counts.items()}
-        results = statistics.compare(SHORT_VIDEO, arms, "base", paired=False)["ab_test"]
+        results = compare_sums(SHORT_VIDEO, arms, "base", paired=False)["ab_test"]
         for name, truth in (("one", 0.0), ("third", -200 / 3)):
             if bounds := results[name]["like"]["ci95"]:
                 inside[name].append(bounds[0] <= truth <= bounds[1])
@@ -316,19 +317,15 @@ def test_intervals_of_many_events_are_those_around_the_difference():
 def test_a_run_too_small_to_tell_says_so_in_one_sentence():
     rng = np.random.default_rng(13)
     arms = {"production": _arm(rng, 64), "again": _arm(rng, 64), "twice": _arm(rng, 64, 2.5)}
-    said = statistics.too_small(statistics.compare(SHORT_VIDEO, arms, "production", paired=False))
+    said = statistics.too_small(compare_sums(SHORT_VIDEO, arms, "production", paired=False))
     assert said.startswith(
         "Too small to tell again from production by watch_time: the true difference may be 0, and as"
     )
     few = statistics.too_small(_compare(_arm(rng, 20), _arm(rng, 20, 9.0), paired=False))
     assert few.endswith("there are too few users for an interval; use more sessions.")
     assert all(text.count(". ") == 0 and "\n" not in text for text in (said, few))
-    sure = statistics.compare(
-        SHORT_VIDEO, {name: arms[name] for name in ("production", "twice")}, "production", paired=False
-    )
-    same = statistics.compare(
-        SHORT_VIDEO, {"production": arms["again"], "again": arms["again"]}, "production", paired=True
-    )
+    sure = compare_sums(SHORT_VIDEO, {name: arms[name] for name in ("production", "twice")}, "production", paired=False)
+    same = compare_sums(SHORT_VIDEO, {"production": arms["again"], "again": arms["again"]}, "production", paired=True)
     assert statistics.too_small(sure) == statistics.too_small(same) == ""
 
 
@@ -344,36 +341,36 @@ def test_bold_is_better_or_worse_by_metric():
     assert statistics.verdict([1, 2], less=True) == "worse"
     noise = np.arange(100) % 2
     control, treated = ({"hate": rate + noise, "like": rate + noise, "depth": np.full(100, 50)} for rate in (1, 3))
-    row = statistics.format_table(_compare(control, treated, paired=False), ["like", "hate"]).splitlines()[-1]
+    row = statistics.format_ab_test(_compare(control, treated, paired=False), ["like", "hate"]).splitlines()[-1]
     assert row.split("|")[2].strip().endswith("] better") and row.split("|")[3].strip().endswith("] worse")
-    row = statistics.format_table(_compare(control, control, paired=False), ["like", "hate"]).splitlines()[-1]
+    row = statistics.format_ab_test(_compare(control, control, paired=False), ["like", "hate"]).splitlines()[-1]
     assert "better" not in row and "worse" not in row
 
 
 def test_empty_groups_add_nothing_and_an_arm_below_two_users_is_named():
     rng = np.random.default_rng(14)
     control, treated = _arm(rng, 300), _arm(rng, 200)
-    nobody = {name: values[:0] for name, values in treated.items()}
+    no_one = {name: values[:0] for name, values in treated.items()}
     expected = _compare(control, treated, paired=False)
     test = statistics.ABTest(SHORT_VIDEO, ("production", "mmrf"), "production", paired=False)
-    test.update({"production": control, "mmrf": nobody})
+    test.update({"production": control, "mmrf": no_one})
     with pytest.raises(ValueError, match="arm 'mmrf' has 0 users, intervals need at least 2; use more sessions"):
         test.results()
     test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": treated})
-    test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": nobody})
+    test.update({"production": {name: x[:0] for name, x in control.items()}, "mmrf": no_one})
     assert test.results()["ab_test"] == expected["ab_test"] and test.users() == {"production": 300, "mmrf": 200}
 
 
 def test_empty_groups_of_sessions_have_no_mean():
-    """Nobody of an arm came on a day: what is by session has no mean there, what is by user is 0."""
+    """No one of an arm came on a day: what is by session has no mean there, what is by user is 0."""
     came = {"sessions": np.ones(50), "watch_time": np.arange(50.0), "depth": np.arange(50.0), "user_days": np.ones(50)}
-    nobody = came | {name: np.zeros(50) for name in ("sessions", "watch_time", "depth")}
-    for control, treated in ((came, nobody), (nobody, came), (nobody, nobody)):
+    no_one = came | {name: np.zeros(50) for name in ("sessions", "watch_time", "depth")}
+    for control, treated in ((came, no_one), (no_one, came), (no_one, no_one)):
         for covariate in (None, {"production": np.arange(50.0), "mmrf": np.arange(50.0)}):
             results = _compare(control, treated, paired=False, covariate=covariate)
-            assert json.loads(json.dumps(results, allow_nan=False)) == results and statistics.format_table(results)
+            assert json.loads(json.dumps(results, allow_nan=False)) == results and statistics.format_ab_test(results)
             entry = _entry(results, "mmrf", "watch_time")
-            assert entry["ci95"] is None and entry["note"] and (entry["mean"] is None) == (treated is nobody)
+            assert entry["ci95"] is None and entry["note"] and (entry["mean"] is None) == (treated is no_one)
             assert _entry(results, "mmrf", "visits")["ci95"] is None
 
 
@@ -419,21 +416,21 @@ def test_catalogue_metrics_have_jackknife_intervals():
 def test_table_is_aligned_and_wraps():
     rng = np.random.default_rng(0)
     results = _compare(_arm(rng, 100), _arm(rng, 100), paired=False)
-    table = statistics.format_table(results, ["watch_time", "like"])
+    table = statistics.format_ab_test(results, ["watch_time", "like"])
     lines = table.splitlines()
     assert len(lines) == 4 and len(set(map(len, lines))) == 1
     assert set(lines[1]) == {"|", "-"} and [line.count("|") for line in lines] == [4] * 4
     assert "+0.00 % [+0.00, +0.00]" in lines[2] and lines[3].startswith("| mmrf ")
-    wrapped = statistics.format_table(results["ab_test"], width=80)
+    wrapped = statistics.format_ab_test(results["ab_test"], width=80)
     assert max(map(len, wrapped.splitlines())) <= 80 and wrapped.count("| mmrf ") > 1
     with pytest.raises(KeyError, match="gini"):
-        statistics.format_table(results, ["gini"])
+        statistics.format_ab_test(results, ["gini"])
 
 
 def test_errors_name_the_thing():
     arm, two = {"depth": np.ones(3)}, {"depth": np.ones(2)}
     with pytest.raises(ValueError, match="control 'ltr' must be one of the arms"):
-        statistics.compare(SHORT_VIDEO, {"mmrf": arm}, "ltr", True)
+        compare_sums(SHORT_VIDEO, {"mmrf": arm}, "ltr", True)
     with pytest.raises(ValueError, match="'mmrf' has 2, 'production' 3; use paired=False"):
         _compare(arm, two, paired=True)
     with pytest.raises(ValueError, match="same users in the same order"):

@@ -108,16 +108,16 @@ def test_scores_do_not_move_with_the_feedback_of_the_test_log():
 @pytest.mark.parametrize("chosen", [25, 50])
 def test_the_number_of_trees_is_the_best_of_the_validation_log(chosen):
     logs = [make_log(seed, days=days) for seed, days in ((5, (1, 2)), (6, (3,)), (7, (4,)))]
-    looks = []
+    evaluations = []
 
     def measure(users, scores, labels):
-        looks.append(scores)
-        return 1.0 if len(looks) % 3 == chosen // 25 else 0.0
+        evaluations.append(scores)
+        return 1.0 if len(evaluations) % 3 == chosen // 25 else 0.0
 
     got = score(logs[0], logs[1], {"again": logs[1], "other": logs[2]}, random_logs.make_items(), measure, rounds=75)
-    assert len(looks) == 3 * len(boosting.FREQUENT)  # every 25 of 75 trees
+    assert len(evaluations) == 3 * len(boosting.FREQUENT)  # every 25 of 75 trees
     assert set(got) == {"again", "other"} and set(got["other"]) == set(boosting.FREQUENT)
-    np.testing.assert_allclose(got["again"]["click"], looks[chosen // 25 - 1], rtol=1e-6)
+    np.testing.assert_allclose(got["again"]["click"], evaluations[chosen // 25 - 1], rtol=1e-6)
 
 
 def test_finds_what_decides_a_click_and_leaves_out_what_never_happens():

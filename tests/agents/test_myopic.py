@@ -8,12 +8,13 @@ import pytest
 import tiny
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents import myopic
-from mmrf_jax.agents.mmrf import networks, policy
+from mmrf_jax.agents import registry
+from mmrf_jax.agents.mmrf import encoding, networks, policy
 from mmrf_jax.envs import rankers
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import embeddings, heads
 from mmrf_jax.signals import SHORT_VIDEO
 
+MYOPIC = registry.get("myopic")
 WATCH = SHORT_VIDEO.index("watch_time")
 CONFIG = tiny.CONFIG
 SGD = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=0.05)
@@ -37,7 +38,7 @@ def step(items):
 @pytest.fixture(scope="module")
 def serve(items):
     """serve(params) -> the scores of the first requests."""
-    served, batch = myopic.make(tiny.make_state(), items, CONFIG), tiny.make_batch()
+    served, batch = MYOPIC.make_policy(tiny.make_state(), items, CONFIG), tiny.make_batch()
     asked = request(batch)
     return jax.jit(lambda params: served.score(params, served.start(params, asked, batch.history), asked))
 
@@ -45,7 +46,7 @@ def serve(items):
 def test_ranks_by_predicted_watch_time(items, serve):
     """Its scores are the standardised logs of the seconds that the critic expects, over tau."""
     batch, state = tiny.make_batch(), tiny.make_state()
-    served = myopic.make(state, items, CONFIG)
+    served = MYOPIC.make_policy(state, items, CONFIG)
     scores = serve(served.params)
     assert scores.shape == batch.candidates[:, 0].shape
 
@@ -71,16 +72,16 @@ def test_policy_by_hand(items, serve):
     learned = critic["params"]["heads"]
     learned["signals"]["Dense_0"]["bias"].reshape(tiny.S, -1)[WATCH, 2] = -1.5
     learned["prior"][WATCH] = 0.25
-    served = myopic.make(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)
+    served = MYOPIC.make_policy(state.replace(params=state.params | {"critic": critic}), items, CONFIG, temperature=0.7)
     assert served.temperature == 0.7 and not isinstance(served, rankers.PrivilegedPolicy)
     rows = np.asarray(state.tables["id"].rows)[np.asarray(items.embedding_id)[batch.candidates[:, 0]]]  # 1 … id_dim
     np.testing.assert_array_equal(np.asarray(serve(served.params)).argsort(-1), (-rows[..., 1]).argsort(-1))
 
 
 def test_serves_without_actors(items):
-    served = myopic.make(tiny.make_state(), items, CONFIG)
+    served = MYOPIC.make_policy(tiny.make_state(), items, CONFIG)
     assert set(served.params) == {"encoder", "critic", "encodings", "duration", "users", "scale"}
-    other = myopic.make(tiny.make_state(seed=1), items, CONFIG)
+    other = MYOPIC.make_policy(tiny.make_state(seed=1), items, CONFIG)
     assert served.score is other.score and served.observe is other.observe  # jitted rollouts compile once
 
 
@@ -90,7 +91,7 @@ def test_loss_is_that_of_watch_time_over_exposures(items, step):
 
     @jax.jit
     def predict(state):
-        r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
         return networks.Critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown).feedback
 
     raw, total, count = np.float64(predict(state)), 0.0, 0

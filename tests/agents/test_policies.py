@@ -37,7 +37,7 @@ def make_actor_batch(config: AgentConfig, seed: int = 0) -> losses.ActorBatch:
     return losses.ActorBatch(
         scores=normal(a, C),
         q=normal(n, C),
-        base=normal(n),
+        slate_bias=normal(n),
         value=normal(n),
         q_mean=np.zeros(n, np.float32),
         q_scale=np.linspace(0.5, 1.0, n, dtype=np.float32),
@@ -89,7 +89,7 @@ def test_iql_by_hand():
             shown = [c for c, there in zip(v.slate[b, t].tolist(), v.slate_mask[b, t], strict=True) if there]
             left = list(range(C))
             for c in shown:
-                advantage = q[c] + (float(v.base[b, t, 0]) - float(v.value[b, t, 0])) / len(shown)
+                advantage = q[c] + (float(v.slate_bias[b, t, 0]) - float(v.value[b, t, 0])) / len(shown)
                 log_prob = scores[c] - np.log(np.exp(scores[left]).sum())
                 total -= min(np.exp(3.0 * advantage / 0.5), 100.0) * log_prob
                 left.remove(c)
@@ -122,7 +122,7 @@ def test_iql_never_values_what_was_not_logged(items):
 
     for update, same in ((lambda state: iql_metrics(state, batch, items, 0.7), True), (of_td3_bc, False)):
         a, b = update(state), update(other)
-        for name in ("loss/base", "loss/value"):
+        for name in ("loss/slate_bias", "loss/value"):
             assert (float(a[name]) == pytest.approx(float(b[name]), rel=1e-6)) == same, name
 
 
@@ -178,7 +178,7 @@ def test_tscac_auxiliary_policies_are_stage_one(items):
         algorithm = training_step.Algorithm(actor_loss)
         return training_step.update(state, batch, items, config, algorithm=algorithm)[0].params["actor"]
 
-    assert set(state.params["actor"]["params"]) == {"agent_states", "main", "auxiliary", "trust"} | {
+    assert set(state.params["actor"]["params"]) == {"agent_states", "main", "auxiliary", "state_gate"} | {
         "mix_in",
         "mix_bias",
         "mix_out",
@@ -221,7 +221,7 @@ def test_massa_differs_from_mmrf_in_communication_only(items):
     louder["params"]["signal"]["bias"] = louder["params"]["signal"]["bias"] + 1.0
     moved = np.abs(np.asarray(actor(louder, z, memory, e).scores - before)).max(axis=(0, 2))
     assert (moved > 1e-4).all()  # one signal for all agents
-    told = jax.tree.map(lambda x: x, params)
-    told["params"]["auxiliary"] = jax.tree.map(lambda x: x + 0.5, told["params"]["auxiliary"])
-    moved = np.abs(np.asarray(actor(told, z, memory, e).scores - before)).max(axis=(0, 2))
+    changed = jax.tree.map(lambda x: x, params)
+    changed["params"]["auxiliary"] = jax.tree.map(lambda x: x + 0.5, changed["params"]["auxiliary"])
+    moved = np.abs(np.asarray(actor(changed, z, memory, e).scores - before)).max(axis=(0, 2))
     assert (moved[:-1] > 1e-4).all() and moved[-1] == 0.0  # the main agent does not see the others' scores

@@ -23,7 +23,7 @@ def make_feedback():
 def test_smoothed_means_by_hand():
     means = popularity.smoothed_means(SHORT_VIDEO, *make_feedback(), num_videos=4)
     assert means.shape == (4, len(SHORT_VIDEO)) and means.dtype == np.float64
-    # 20 exposures of the overall mean beside a video's own: clicks 3 of 4, likes 1 of 4, log1p of seconds 12 / 4.
+    # 20 exposures of the overall mean and a video's own: clicks 3 of 4, likes 1 of 4, log1p of seconds 12 / 4.
     np.testing.assert_allclose(means[:, CLICK], [(1 + 15) / 21, 0.75, (2 + 15) / 23, 0.75])
     np.testing.assert_allclose(means[:, LIKE], [5 / 21, 0.25, (1 + 5) / 23, 0.25])
     np.testing.assert_allclose(
@@ -54,7 +54,7 @@ def test_watch_time_is_not_decided_by_a_long_play():
 
 def test_as_an_arm_it_ranks_by_mean_watch_time():
     means = popularity.smoothed_means(SHORT_VIDEO, *make_feedback(), num_videos=4)
-    policy = popularity.make(SHORT_VIDEO, means)
+    policy = popularity.make_popularity_ranker(SHORT_VIDEO, means)
     request = types.Request(user_id=None, profile=None, context=None, candidates=np.array([[3, 2, 0], [0, 1, 2]]))
     scores = np.asarray(policy.score(policy.params, policy.start(policy.params, request, None), request))
     np.testing.assert_allclose(scores, means[[[3, 2, 0], [0, 1, 2]], SHORT_VIDEO.index("watch_time")], rtol=1e-6)

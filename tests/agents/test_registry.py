@@ -1,4 +1,4 @@
-"""Every method by its name: it is born, learns, serves and scores; ablations only where there is something to take."""
+"""Every method by its name: it learns, serves and scores; ablations only where there is something to take."""
 
 import dataclasses
 

@@ -11,8 +11,8 @@ import tiny
 
 from mmrf_jax import types
 from mmrf_jax.agents import deepfm, ltr, registry, supervised, wide_deep
-from mmrf_jax.agents.mmrf import agent_state
-from mmrf_jax.models import heads, representation
+from mmrf_jax.agents.mmrf import agent_state, encoding
+from mmrf_jax.models import heads
 from mmrf_jax.signals import SHORT_VIDEO
 
 CONFIG = dataclasses.replace(tiny.CONFIG, ablation="no_augmentation")
@@ -58,7 +58,7 @@ def test_starts_from_base_rates_and_learns_every_signal(name):
 
     @jax.jit
     def predict(state):
-        r = representation.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(CONFIG, state.params["encoder"], state.tables, batch, items)
         out = method.critic(CONFIG).apply(state.params["critic"], r.z, r.memory_mean, r.shown).feedback
         loss = heads.feedback_loss(SHORT_VIDEO, out[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         return heads.expected_feedback(SHORT_VIDEO, out, state.reward_scale), loss

@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from mmrf_jax import types
+from mmrf_jax import testing
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import agent_state, losses, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
@@ -16,97 +16,20 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models.feedback_model import network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
 from mmrf_jax.signals import SHORT_VIDEO
+from mmrf_jax.testing import TINY as CONFIG
+from mmrf_jax.testing import make_batch, make_feedback, make_items
+
+__all__ = ["CONFIG", "make_batch", "make_feedback", "make_items"]
 
 S = len(SHORT_VIDEO)
-SIZES = {
-    "slate": 3,
-    "dim": 12,
-    "id_dim": 4,
-    "author_dim": 3,
-    "tag_dim": 3,
-    "user_dim": 3,
-    "feedback_dim": 4,
-    "state_dim": 10,
-    "agent_dim": 8,
-    "heads": 2,
-}
-CONFIG = AgentConfig(signals=("click", "hate", "watch_time"), **SIZES)
-FEEDBACK = FeedbackConfig(
-    **{name: size for name, size in SIZES.items() if name not in ("agent_dim", "heads")}, dropout=0.2
-)
-SPEC = InputSpec(
-    num_videos=30,
-    num_authors=6,
-    num_tags=4,
-    num_users=6,
-    item_features=2,
-    profile=3,
-    context=2,
-    candidates=8,
-    slate=3,
-    history=4,
-)
-
-
-def make_items(spec: InputSpec = SPEC, seed: int = 0) -> types.Items:
-    rng = np.random.default_rng(seed)
-    v = spec.num_videos
-    items = types.Items(
-        author=rng.integers(0, spec.num_authors, v).astype(np.int32),
-        tag=rng.integers(0, spec.num_tags, v).astype(np.int32),
-        duration=rng.uniform(5, 60, v).astype(np.float32),
-        features=rng.normal(size=(v, spec.item_features)).astype(np.float32),
-        embedding_id=np.arange(1, v + 1, dtype=np.int32),
-        num_embeddings=v + 1,
-        num_authors=spec.num_authors,
-        num_tags=spec.num_tags,
-    )
-    return jax.tree.map(jax.numpy.asarray, items)
-
-
-def make_feedback(rng, shape) -> np.ndarray:
-    feedback = (rng.random((*shape, S)) < 0.3).astype(np.float32)
-    feedback[..., SHORT_VIDEO.index("watch_time")] = rng.gamma(1.0, 15.0, shape)
-    return feedback
-
-
-def make_batch(seed: int = 0, users: int = 8, requests: int = 4, spec: InputSpec = SPEC) -> types.SessionBatch:
-    """Segments of 1 to T + 1 requests, slates of 1 to K, histories of 0 to H: some full, some ending, some cut."""
-    rng = np.random.default_rng(seed)
-    t, k, h = requests + 1, spec.slate, spec.history
-    lengths = 1 + np.arange(users) % t  # every length occurs
-    mask = np.arange(t) < lengths[:, None]
-    last = np.arange(t) == lengths[:, None] - 1
-    over = last & (rng.random(users) < 0.9)[:, None]
-    left = (np.arange(users) % 3 > 0)[:, None]
-    slate_mask = (np.arange(k) < rng.integers(1, k + 1, (users, t))[..., None]) & mask[..., None]
-    history_mask = np.arange(h) >= rng.integers(0, h + 1, users)[:, None]
-    slate = rng.random((users, t, spec.candidates)).argsort(-1)[..., :k]
-    return types.SessionBatch(
-        user_id=np.arange(users, dtype=np.int32),
-        date=np.zeros(users, np.int32),
-        profile=rng.normal(size=(users, spec.profile)).astype(np.float32),
-        history=types.Exposure(
-            videos=np.where(history_mask, rng.integers(0, spec.num_videos, (users, h)), 0).astype(np.int32),
-            feedback=make_feedback(rng, (users, h)) * history_mask[..., None],
-            mask=history_mask,
-        ),
-        context=rng.normal(size=(users, t, spec.context)).astype(np.float32),
-        candidates=rng.random((users, t, spec.num_videos)).argsort(-1)[..., : spec.candidates].astype(np.int32),
-        slate=np.where(slate_mask, slate, 0).astype(np.int32),
-        slate_mask=slate_mask,
-        feedback=make_feedback(rng, (users, t, k)) * slate_mask[..., None],
-        log_propensity=np.where(mask, -1.0, np.nan).astype(np.float32),
-        mask=mask,
-        terminated=over & left,
-        truncated=over & ~left,
-    )
-
+SPEC = dataclasses.replace(testing.SPEC, num_users=6)  # fewer than batches have: the others are unknown
+_SIZES = ("slate", "dim", "id_dim", "author_dim", "tag_dim", "user_dim", "feedback_dim", "state_dim")
+FEEDBACK = FeedbackConfig(**{name: getattr(CONFIG, name) for name in _SIZES}, dropout=0.2)
 
 #: Compiler options for what runs for seconds.
 HOT = {"xla_backend_optimization_level": 1}
 #: The agents' state and their update; the tests of a worker share what is traced and compiled of them.
-init = jax.jit(agent_state.init, static_argnames=("config", "spec", "critic"))
+init = jax.jit(agent_state.init_agent_state, static_argnames=("config", "spec", "critic"))
 step = jax.jit(training_step.update, static_argnames=("config", "algorithm"))
 
 
@@ -138,13 +61,13 @@ def make_shapes(config: AgentConfig, spec: InputSpec = SPEC) -> agent_state.Agen
     """The shapes of a state, of which nothing is compiled."""
 
     def start(key):
-        return agent_state.init(key, config, spec, make_items(spec), np.ones(S), np.ones(S))
+        return agent_state.init_agent_state(key, config, spec, make_items(spec), np.ones(S), np.ones(S))
 
     return jax.eval_shape(start, jax.random.key(0))
 
 
 #: Products of these layers start at 0.
-_SMALL = {"gap", "reads", "signals", "trust", "values"}
+_SMALL = {"extra_reward", "reads", "signals", "state_gate", "values"}
 
 
 def draw_params(shapes, seed: int):
@@ -214,7 +137,7 @@ def make_feedback_model(config: FeedbackConfig = FEEDBACK, spec: InputSpec = SPE
     """A fresh feedback model whose zero-initialised weights are random, with residuals as if measured."""
 
     def start(key):
-        return network.init(key, config, spec, make_items(spec), MEAN, STD)
+        return network.init_feedback_state(key, config, spec, make_items(spec), MEAN, STD)
 
     shapes = jax.eval_shape(start, jax.random.key(0))
     params = draw_params(shapes.params, seed)

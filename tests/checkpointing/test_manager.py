@@ -7,13 +7,11 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
-from etils import epath
 from states import bits, like, make_state
 
-from mmrf_jax.checkpointing import integrity, leaves, manager
+from mmrf_jax.checkpointing import integrity, manager
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 
 
@@ -59,23 +57,6 @@ def test_tables_are_an_item_of_their_own(tmp_path):
             sizes[item, rows] = sum(path.stat().st_size for path in files)
     assert sizes["state", 30_000] < sizes["state", 300] + 500
     assert sizes["tables", 30_000] > 100 * 300 * 6 > sizes["tables", 300]
-
-
-def test_a_step_of_one_item_is_still_read(tmp_path):
-    """As written before tables were apart; the run goes on with steps of two items beside it."""
-    state = make_state(7)
-    arrays = {name: leaf for name, leaf in leaves.to_arrays(state).items() if not leaves.empty(leaf)}
-    with ocp.CheckpointManager(tmp_path) as old:
-        old.save(7, args=ocp.args.StandardSave(arrays))
-    (step,) = [path for path in tmp_path.iterdir() if path.name == "7"]
-    integrity.write(epath.Path(step), 7, leaves.spec_of(leaves.to_arrays(state)))
-    with Checkpoints(tmp_path) as checkpoints:
-        restored, step = checkpoints.restore(like(make_state()))
-        assert step == 7 and bits(restored) == bits(state)
-        checkpoints.save(8, make_state(8))
-    assert restore(tmp_path)[1] == 8
-    with Checkpoints(tmp_path) as checkpoints:
-        assert bits(checkpoints.restore(like(make_state()), step=7)[0]) == bits(state)
 
 
 def test_numpy_and_python_leaves_come_back_as_arrays(tmp_path):

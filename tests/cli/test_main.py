@@ -90,9 +90,8 @@ def test_commands_answer_without_jax(tmp_path):
 
 
 def test_configs_of_the_current_folder_are_found(tmp_path):
-    source = (
-        "from mmrf_jax.training import configs\n\n\ndef small():\n    return configs.Run(train=configs.Train(batch=8))"
-    )
+    imports = "from mmrf_jax.training import config_sections, configs"
+    source = f"{imports}\n\n\ndef small():\n    return configs.Run(train=config_sections.Train(batch=8))"
     (tmp_path / "mine.py").write_text(source)
     done = run("train", "--config=mine:small", "--describe", cwd=tmp_path)
     assert "--config.train.batch=8\n    int in [1, 2147483647]: segments of an update\n" in done.stdout, done.stderr

@@ -8,7 +8,7 @@ import kuairand_files as files
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.kuairand import clean, csv_files
+from mmrf_jax.data.readers.kuairand import clean, csv_files, release
 
 NAME = "log_standard_4_22_to_5_08_pure.csv"
 HEADER = ",".join(files.LOG_COLUMNS)
@@ -36,9 +36,9 @@ def known(video: np.ndarray) -> np.ndarray:
 
 def read(path: pathlib.Path, size: int) -> tuple[pl.DataFrame, dict[str, int]]:
     """The usable rows of a file that is read in chunks of some bytes, and the report of its log."""
-    random_file = csv_files.is_random(path)
-    frames = [clean.mark(csv_files.read_log(chunk), random_file) for chunk in csv_files.chunks(path, size)]
-    usable, _, report = clean.clean(pl.concat(frames, how="vertical_relaxed"), known)
+    random_file = release.is_random(path)
+    frames = [clean.mark(csv_files.read_log_lines(chunk), random_file) for chunk in csv_files.chunks(path, size)]
+    usable, _, report = clean.clean_rows(pl.concat(frames, how="vertical_relaxed"), known)
     rows = len(frames) and sum(len(frame) for frame in frames)
     counts = {key: sum(of[key] for of in report.values()) for key in report["standard"]}
     assert counts["rows"] == rows

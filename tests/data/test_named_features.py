@@ -6,15 +6,15 @@ import pytest
 
 from mmrf_jax.data import named_features
 from mmrf_jax.data.readers.frame import features
-from mmrf_jax.data.readers.frame.features import Encoder
+from mmrf_jax.data.readers.frame.features import ColumnEncoder
 
 ENCODERS = [
-    Encoder("price", "number", (2.0,), (4.0,)),
-    Encoder("views", "number", (1.0,), (0.5,), log=True),
-    Encoder("made", "date", (19_000.0,), (30.0,)),
-    Encoder("colour", "category", vocabulary=("blue", "red")),
-    Encoder("tags", "categories", vocabulary=("a", "b")),
-    Encoder("place", "vector", (0.0, 1.0), (1.0, 2.0)),
+    ColumnEncoder("price", "number", (2.0,), (4.0,)),
+    ColumnEncoder("views", "number", (1.0,), (0.5,), log=True),
+    ColumnEncoder("made", "date", (19_000.0,), (30.0,)),
+    ColumnEncoder("colour", "category", vocabulary=("blue", "red")),
+    ColumnEncoder("tags", "categories", vocabulary=("a", "b")),
+    ColumnEncoder("place", "vector", (0.0, 1.0), (1.0, 2.0)),
 ]
 PLAIN = [{name: getattr(e, name) for name in ("name", "kind", "mean", "std", "log", "vocabulary")} for e in ENCODERS]
 ROWS = [
@@ -26,9 +26,9 @@ ROWS = [
 
 def test_it_encodes_as_tables_are():
     frame = pl.DataFrame(ROWS).with_columns(pl.col("made").str.to_date())
-    wanted = features.encode(frame, ENCODERS)
+    wanted = features.encode_table(frame, ENCODERS)
     for row, expected in zip(ROWS, wanted, strict=True):
-        np.testing.assert_allclose(named_features.encode(PLAIN, row), expected, rtol=1e-6)
+        np.testing.assert_allclose(named_features.encode_named(PLAIN, row), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_it_encodes_as_tables_are():
 )
 def test_what_cannot_be_is_named(given, said):
     with pytest.raises(ValueError, match=said):
-        named_features.encode(PLAIN, given)
+        named_features.encode_named(PLAIN, given)
 
 
 def test_values_of_a_vocabulary_have_rows_and_others_have_row_0():

@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, make_log, spec, monkeypatch):
     def fails(*_):
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr(records, "pack", fails)
+    monkeypatch.setattr(records, "pack_sessions", fails)
     with pytest.raises(RuntimeError, match="disk on fire"):
         records.write_log(make_log(0, 5), tmp_path / "log", spec)
     assert not list(tmp_path.iterdir())
@@ -81,15 +81,15 @@ def test_errors_say_what_and_how_to_fix(tmp_path, make_log, spec):
 
 
 def test_a_block_of_another_spec_or_version_is_refused(make_log, spec):
-    block = records.pack(make_log(0, 4), spec)
+    block = records.pack_sessions(make_log(0, 4), spec)
     with pytest.raises(ValueError, match="spec"):
-        records.unpack([block], dataclasses.replace(spec, history=6))
+        records.unpack_sessions([block], dataclasses.replace(spec, history=6))
     with pytest.raises(ValueError, match="spec"):
-        records.unpack([block + b"x"], spec)
+        records.unpack_sessions([block + b"x"], spec)
     with pytest.raises(ValueError, match="version 7"):
-        records.unpack([block[:4] + (7).to_bytes(4, "little") + block[8:]], spec)
+        records.unpack_sessions([block[:4] + (7).to_bytes(4, "little") + block[8:]], spec)
     with pytest.raises(ValueError, match="1 of 2 session blocks hold scores"):
-        records.unpack([block, records.pack(make_log(0, 4, scores=False), spec)], spec)
+        records.unpack_sessions([block, records.pack_sessions(make_log(0, 4, scores=False), spec)], spec)
 
 
 def lines_run(fn) -> int:

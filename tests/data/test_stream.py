@@ -1,4 +1,4 @@
-"""Logs read as they are trained on: what each batch holds, whoever reads it, and what each process has to read."""
+"""Logs read for training: what each batch holds, and what each process has to read."""
 
 import dataclasses
 import types
@@ -41,10 +41,10 @@ def keep(part):
 
 def open_part(log, share=(0, 1), size=7):
     blocks, seen = Counted(log, size), []
-    part = stream.Part(blocks, 11, share, seen.append)
+    part = stream.LogPart(blocks, 11, share, seen.append)
     number, parts = share
     slots = np.arange(BATCH)[BATCH * number // parts : BATCH * (number + 1) // parts]
-    return blocks, part, seen, stream.Batches(part, slots, BATCH, T, keep(part), SEED)
+    return blocks, part, seen, stream.BatchRows(part, slots, BATCH, T, keep(part), SEED)
 
 
 def named(batch):
@@ -72,7 +72,7 @@ def test_every_pass_has_an_order_of_its_own(log):
     _, _, _, batches = open_part(log)
     passes = [[named(batches.get(epoch, at)) for at in range(20)] for epoch in (0, 1, 0)]
     assert passes[0] == passes[2] != passes[1]
-    other = stream.Batches(open_part(log)[1], np.arange(BATCH), BATCH, T, keep(open_part(log)[1]), [5, 1, False])
+    other = stream.BatchRows(open_part(log)[1], np.arange(BATCH), BATCH, T, keep(open_part(log)[1]), [5, 1, False])
     assert [named(other.get(0, at)) for at in range(20)] != passes[0]
     # Not that of the log, nor from block to block alone.
     users = np.array([name[0][0] for name in passes[0]])
@@ -128,11 +128,11 @@ def test_slots_do_not_change_blocks_all_at_once(log):
 def test_a_log_smaller_than_a_batch(log):
     few = sessions.select_sessions(log, np.arange(5))
     blocks = Counted(few)
-    part = stream.Part(blocks, 0, (0, 1), lambda _: None)
-    batches = stream.Batches(part, np.arange(BATCH), BATCH, T, np.ones(5, bool), SEED)
+    part = stream.LogPart(blocks, 0, (0, 1), lambda _: None)
+    batches = stream.BatchRows(part, np.arange(BATCH), BATCH, T, np.ones(5, bool), SEED)
     assert (batches.segments > 0).sum() == 5 and len(batches.segments) == BATCH
     with pytest.raises(ValueError, match="the log to train on has no sessions"):
-        stream.Part(Counted(sessions.select_sessions(log, np.arange(0))), 0, (0, 1), lambda _: None)
+        stream.LogPart(Counted(sessions.select_sessions(log, np.arange(0))), 0, (0, 1), lambda _: None)
 
 
 def test_the_first_sessions_of_a_log(log):
@@ -163,11 +163,11 @@ def test_blocks_spread_over_a_log():
     def sizes(*numbers):
         return types.SimpleNamespace(sessions=np.array(numbers))
 
-    assert stream.spread(sizes(256, 256, 20), 532).tolist() == [0, 1, 2]
-    assert stream.spread(sizes(*[256] * 10), 1_280).tolist() == [0, 2, 4, 6, 8]
-    assert stream.spread(sizes(*[256] * 10), 900).tolist() == [0, 3, 6]
-    assert stream.spread(sizes(256, 256), 5).tolist() == [0]
-    assert stream.spread(sizes(), 5).tolist() == []
+    assert stream.spread_blocks(sizes(256, 256, 20), 532).tolist() == [0, 1, 2]
+    assert stream.spread_blocks(sizes(*[256] * 10), 1_280).tolist() == [0, 2, 4, 6, 8]
+    assert stream.spread_blocks(sizes(*[256] * 10), 900).tolist() == [0, 3, 6]
+    assert stream.spread_blocks(sizes(256, 256), 5).tolist() == [0]
+    assert stream.spread_blocks(sizes(), 5).tolist() == []
 
 
 def test_ahead_makes_one_more_than_is_used():
@@ -179,14 +179,14 @@ def test_ahead_makes_one_more_than_is_used():
             raise ValueError("no batch 5")
         return 10 * at
 
-    with stream.ahead(make, 2, 5) as coming:
+    with stream.prefetch(make, 2, 5) as coming:
         assert list(coming) == [20, 30, 40]
     assert made == [2, 3, 4]
-    with stream.ahead(make, 3, 3) as coming:
+    with stream.prefetch(make, 3, 3) as coming:
         assert list(coming) == []
     made.clear()
-    with stream.ahead(make, 0, 9) as coming:
+    with stream.prefetch(make, 0, 9) as coming:
         assert next(coming) == 0
     assert made in ([0], [0, 1])
-    with pytest.raises(ValueError, match="no batch 5"), stream.ahead(make, 4, 9) as coming:
+    with pytest.raises(ValueError, match="no batch 5"), stream.prefetch(make, 4, 9) as coming:
         list(coming)

@@ -9,20 +9,20 @@ import pytest
 from mmrf_jax.envs import collect, device_collection, rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, sources
+from mmrf_jax.training import batches, simulator_source
 
 CONFIG = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6)
 FIRST, SESSIONS, DAY, SLOTS, DISCOUNT = 77, 150, 3, 37, 0.9
 
 
 def on_devices(partitioner, progress=lambda done: None):
-    sim, policy = env.make(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+    sim, policy = env.make_world(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
     return device_collection.collect_on_devices(
         sim,
         policy,
         jax.random.key(0),
         partitioner,
-        sources.world_spec(sim, CONFIG),
+        simulator_source.world_spec(sim, CONFIG),
         first_user=FIRST,
         num_sessions=SESSIONS,
         day=DAY,
@@ -33,7 +33,7 @@ def on_devices(partitioner, progress=lambda done: None):
 
 
 def on_host():
-    sim, policy = env.make(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+    sim, policy = env.make_world(CONFIG), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
     return collect.collect(
         sim,
         policy,
@@ -41,7 +41,6 @@ def on_host():
         first_user=FIRST,
         num_sessions=SESSIONS,
         day=DAY,
-        k=CONFIG.slate,
         slots=SLOTS,
     )
 

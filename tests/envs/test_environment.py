@@ -62,7 +62,7 @@ def test_shapes_and_specs(env, played):
         jax.tree.map(
             lambda spec, x: spec.contains(x) or pytest.fail(f"{x} is not in {spec}"), env.observation_spec, obs
         )
-    assert env.observation_spec.features.shape == (C, parameters.ITEM_FEATURES)
+    assert env.observation_spec.features.shape == (C, parameters.LATENT + 8)
     assert env.observation_spec.history.feedback.shape == (H, len(env.signals))
     assert env.action_spec.contains(slates(0)) and not env.action_spec.contains(slates(0) + C)
     assert not env.action_spec.contains(slates(0)[:, :-1])
@@ -73,7 +73,7 @@ def test_shapes_and_specs(env, played):
 
 def test_sessions_are_those_of_the_hot_path(played):
     """Feedback, requests and ends are those of `reset_env` and `step_env`, as long as sessions last."""
-    sim = world.make(CONFIG)
+    sim = world.make_world(CONFIG)
     reset, step = jax.jit(sim.reset_env), jax.jit(sim.step_env)
     request, history, state = reset(KEY, sim.default_params, IDS, 0)
     live = np.ones(B, bool)
@@ -197,7 +197,9 @@ def test_sizes_that_cannot_be(arguments, message):
 
 
 def test_variants_are_the_worlds():
-    behaviours = {v: short_video.make(3000, 20, 3, variant=v).default_params.behaviour for v in short_video.VARIANTS}
+    behaviours = {
+        v: short_video.make_short_video(3000, 20, 3, variant=v).default_params.behaviour for v in short_video.VARIANTS
+    }
     assert behaviours["exit_hazard"] == parameters.behaviour("exit_hazard")
     assert behaviours["users"] == parameters.behaviour("users") and behaviours["base"] == parameters.Behaviour()
     assert behaviours["sparse"] == parameters.behaviour("sparse")

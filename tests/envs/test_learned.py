@@ -47,7 +47,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def make(log, items, model):
-    return functools.partial(learned.make, model, items, CONFIG, log, MAX)
+    return functools.partial(learned.make_learned_env, model, items, CONFIG, log, MAX)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_shapes_of_the_contract(sim, items):
 
 
 def test_a_user_is_the_same_in_any_company(sim):
-    """Whatever the order of the users, and whoever else is in the call."""
+    """Whatever the order of the users, and which other users are in the call."""
 
     def serve(ids):
         request, history, state = reset(KEY, sim.default_params, ids, 3)
@@ -180,7 +180,7 @@ def crowd(sim, log):
     assert shown.any(axis=1).all() and not shown.all()
     np.testing.assert_array_equal(result.exposure.mask, shown)
     np.testing.assert_array_equal(np.asarray(result.exposure.feedback)[~shown], 0.0)
-    stay = np.float64(jax.jit(network.continue_probability)(out, shown.astype(np.float32)))
+    stay = np.float64(jax.jit(network.continue_prob)(out, shown.astype(np.float32)))
     expected = jax.jit(network.expected, static_argnums=0)(CONFIG, out, sim.default_params.scale)
     expected = np.float64(expected) * shown[..., None]
     return state, slates, expected, stay, result
@@ -218,7 +218,7 @@ def test_wrong_arguments_are_named(make, log, items, model):
         make("mean")
     empty = random_logs.make_log(0, 0, scores=False, spec=tiny.SPEC)
     with pytest.raises(ValueError, match="the log has none"):
-        learned.make(model, items, CONFIG, empty, MAX)
+        learned.make_learned_env(model, items, CONFIG, empty, MAX)
 
 
 def test_long_logs_are_cut(make, log):
@@ -240,7 +240,7 @@ def test_simulator_and_training_have_the_same_states(encoder, log, items):
     """Carries and predictions after each slate, against those of the same requests as a batch."""
     config = dataclasses.replace(CONFIG, encoder=encoder, window=2)
     model = tiny.make_feedback_model(config)
-    sim = learned.make(model, items, config, log, MAX)
+    sim = learned.make_learned_env(model, items, config, log, MAX)
     request, history, state = reset(KEY, sim.default_params, IDS, 0)
     requests, slates, exposures, states = [request], [], [], [state]
     for t in range(2):
@@ -297,7 +297,7 @@ def test_runs_in_rollouts_whatever_the_slots(sim, items):
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(slots, key):
-        return rollout.rollout(sim, policy, key, 0, 0, num_users=40, slots=slots, k=K)
+        return rollout.rollout(sim, policy, key, 0, 0, num_users=40, slots=slots)
 
     (few, counts), (many, other_counts) = run(8, KEY), run(64, KEY)
     np.testing.assert_allclose(few, many, rtol=1e-4, atol=1e-3)

@@ -96,7 +96,7 @@ def test_a_carry_is_remembered(env, calls):
 
 
 def test_noise_is_the_users_own(env):
-    """Who else is served, and in how many slots, changes nobody's outcome; another key changes everybody's."""
+    """Who else is served, and in how many slots, changes no one's outcome; another key changes everybody's."""
     noisy = jax.tree_util.Partial(lambda scale, key, obs: scale * jax.random.normal(key, obs.candidates.shape), 1.0)
     serve = functools.partial(mmrf.rollout, env, noisy)
     few, many = serve(num_users=N, key=KEY), serve(num_users=3 * N, key=KEY)
@@ -110,7 +110,7 @@ def test_noise_is_the_users_own(env):
 def test_oracles_see_the_state(env):
     """The wrapper's policy is served as `envs.rollout` serves a reference policy of the same scores."""
     sums, _ = jax.jit(
-        lambda: rollouts.rollout(env, env.reference_policies["oracle_myopic"], KEY, 0, 0, num_users=N, slots=16, k=K)
+        lambda: rollouts.rollout(env, env.reference_policies["oracle_myopic"], KEY, 0, 0, num_users=N, slots=16)
     )()
     expected = dict(zip(rollouts.user_metrics(env.signals), np.asarray(sums).T, strict=True))
     mine = mmrf.wrappers.oracle(reference_policies.oracle_myopic)

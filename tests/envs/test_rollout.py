@@ -40,12 +40,12 @@ def observe(params, carry, request, shown):
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(CONFIG)
+    return env.make_world(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def policy(sim):
-    weight = jnp.linspace(-1.0, 1.0, parameters.ITEM_FEATURES)
+    weight = jnp.linspace(-1.0, 1.0, parameters.LATENT + 8)
     return rankers.Ranker({"features": sim.items.features, "weight": weight}, remember, rank, observe, temperature=1.0)
 
 
@@ -56,7 +56,7 @@ def serve(sim, policy):
     @jax.jit
     @chex.assert_max_traces(n=1)  # whatever the key, user or day
     def run(key, first_user, day):
-        return rollout.rollout(sim, policy, key, first_user, day, num_users=N, slots=64, k=K)
+        return rollout.rollout(sim, policy, key, first_user, day, num_users=N, slots=64)
 
     chex.clear_trace_counter()
     return lambda key=0, first_user=0, day=0: jax.tree.map(np.asarray, run(jax.random.key(key), first_user, day))
@@ -114,9 +114,7 @@ class TestRollout:
     def test_a_choice_among_policies_serves_as_the_chosen_one(self, sim, policy, serve):
         """One program for policies with and without a carry, deterministic or not, that see hidden truth or do not."""
         policies = {"mine": policy, "oracle": rankers.PrivilegedPolicy(reference_policies.oracle_myopic, 0.0)}
-        run = jax.jit(
-            lambda policy: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=N, slots=64, k=K)[0]
-        )
+        run = jax.jit(lambda policy: rollout.rollout(sim, policy, jax.random.key(0), 0, 0, num_users=N, slots=64)[0])
         chosen = {name: np.asarray(run(choice)) for name, choice in rankers.choices(policies).items()}
         assert run._cache_size() == 1
         assert_same_sums(chosen["mine"], serve()[0])
@@ -130,7 +128,7 @@ class TestRollout:
         rng = np.random.default_rng(0)
         ids = rng.permutation(N)[:250]
         users = np.concatenate([ids, np.zeros(50)]).astype(np.int32)
-        run = functools.partial(rollout.rollout, sim, policy, num_users=300, slots=512, k=K)
+        run = functools.partial(rollout.rollout, sim, policy, num_users=300, slots=512)
         sums, counts = jax.jit(lambda users, queue: run(jax.random.key(0), users, 0, queue=queue))(users, 250)
         whole = serve()[0]
         assert_same_sums(sums[:250], whole[ids])
@@ -172,7 +170,7 @@ class TestRollout:
     def test_sampling_noise_is_new_every_day(self, sim):
         """Equal scores, so a slate is its noise alone."""
         policy = rankers.PrivilegedPolicy(reference_policies.random, 1.0)
-        go = jax.jit(lambda day: rollout.advance(sim, policy, jax.random.key(0), day, begin(day), K)[1].slate)
+        go = jax.jit(lambda day: rollout.step_slots(sim, policy, jax.random.key(0), day, begin(day))[1].slate)
 
         def idle(day):
             return rollout.idle(sim, policy, jax.random.key(0), 0, 64, day, 64, True)
@@ -193,7 +191,7 @@ def act():
         policy = rankers.Ranker(shown, None, lambda params, carry, request: params, None, temperature)
         users = jnp.arange(n, dtype=jnp.int32)
         request = types.Request(users, None, None, None)
-        return rollout.act(
+        return rollout.select_slate(
             policy, None, None, None, request, request.user_id, jnp.zeros(n, jnp.int32), jax.random.key(0), K
         )[1:]
 
@@ -231,7 +229,6 @@ def log(sim, policy):
         first_user=0,
         num_sessions=SESSIONS,
         day=0,
-        k=K,
         keep_scores=True,
         progress=done.append,
     )
@@ -247,7 +244,7 @@ class TestCollect:
             num_authors=items.num_authors,
             num_tags=items.num_tags,
             num_users=0,
-            item_features=parameters.ITEM_FEATURES,
+            item_features=parameters.LATENT + 8,
             profile=parameters.PROFILE,
             context=parameters.CONTEXT,
             candidates=C,
@@ -305,9 +302,9 @@ class TestCollect:
                 carry = 0.9 * carry + log.feedback[r, :, SHORT_VIDEO.index("watch_time")].mean()
 
     def test_traces_once(self, sim, policy, log):
-        before = rollout.unroll._cache_size(), rollout.begin._cache_size()
-        other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4, k=K)
-        assert (rollout.unroll._cache_size(), rollout.begin._cache_size()) == before
+        before = rollout.unroll._cache_size(), rollout.reset_slots._cache_size()
+        other = collect.collect(sim, policy, jax.random.key(9), first_user=77, num_sessions=SESSIONS, day=4)
+        assert (rollout.unroll._cache_size(), rollout.reset_slots._cache_size()) == before
         assert other.scores is None and other.user_id[0] == 77 and (other.date == 4).all()
 
 
@@ -318,12 +315,12 @@ from mmrf_jax.envs import rankers, rollout
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
 
-sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
 policy, key, n = rankers.PrivilegedPolicy(reference_policies.production, 1.0), jax.random.key(0), 60
 
 def serve(users, slots, params, key, first):
     world = sim.replace(default_params=params)
-    sums, counts = rollout.rollout(world, policy, key, first[0], 0, num_users=users, slots=slots, k=3)
+    sums, counts = rollout.rollout(world, policy, key, first[0], 0, num_users=users, slots=slots)
     return sums, counts
 
 partitioner = Partitioner()

@@ -67,9 +67,9 @@ def test_features_name_their_extra(package, extra, call, without):
 
 
 def test_the_report_says_why_it_cannot_be(without):
-    assert run_report.missing() is None
+    assert run_report.missing_for_report() is None
     without("bokeh")
-    assert str(run_report.missing()) == "bokeh is not installed; pip install 'mmrf_jax[report]'"
+    assert str(run_report.missing_for_report()) == "bokeh is not installed; pip install 'mmrf_jax[report]'"
 
 
 def test_metrics_are_written_without_events(without, tmp_path, capsys):

@@ -45,7 +45,7 @@ def test_nothing_is_written_unless_asked_for(tmp_path, steps, inside):
 @pytest.mark.parametrize("steps", ["5", "a:b", "9:3", "0:4", "1:2:3"])
 def test_what_names_no_steps_is_refused(steps):
     with pytest.raises(ValueError, match=r"profile_steps=.*FIRST:LAST"):
-        profile.parse(steps)
+        profile.parse_steps(steps)
 
 
 def plane(name, **lines):

@@ -148,7 +148,7 @@ def test_files_that_grow_are_parts_that_readers_join(folder, monkeypatch):
     assert path.read_text() == "0\n1\n2\n3\n4\n"
     appending.rewrite(path, "0\n")
     assert path.read_text() == "0\n" and len(path.names()) == 1
-    again = appending.opened(path, 1)
+    again = appending.open_to_append(path, 1)
     again.append(b"!")
     again.close()
     assert path.read_text() == "0!"
@@ -274,12 +274,12 @@ def test_a_lock_of_another_machine_is_free_when_its_beat_has_stopped(folder, mon
     path = folder / storage.LOCKS / f"{7:08d}"
     other = {"holder": "process 1 on elsewhere", "machine": "elsewhere", "process": [1, 1], "beat": 3}
     path.write_bytes(json.dumps(other).encode())
-    looks = []
+    readings = []
     read = lease._read
 
     def beats(folder, number):  # the other writes another beat while it is looked at
-        looks.append(number)
-        return read(folder, number) | {"beat": len(looks)}
+        readings.append(number)
+        return read(folder, number) | {"beat": len(readings)}
 
     monkeypatch.setattr(lease, "_read", beats)
     with pytest.raises(ValueError, match="used by another process: process 1 on elsewhere"), files.held(folder):

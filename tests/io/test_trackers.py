@@ -123,9 +123,9 @@ def test_a_service_that_cannot_be_opened_is_one_line(tmp_path, service, monkeypa
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    trackers.check(["tensorboard", "csv"])
+    trackers.check_trackers(["tensorboard", "csv"])
     with pytest.raises(ValueError, match=r"config.trackers has 'mlflow', .* pip install 'mmrf_jax\[mlflow\]'"):
-        trackers.check(["csv", "mlflow"])
+        trackers.check_trackers(["csv", "mlflow"])
 
 
 @pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file://{}/mlruns"])

@@ -11,13 +11,13 @@ from selenium import webdriver
 
 @pytest.fixture(scope="session")
 def finished(launch, once) -> Path:
-    """A run folder that nobody may change: copy it first."""
+    """A run folder that no one may change: copy it first."""
     return once("finished", lambda folder: launch.ok("train", *processes.TINY, f"--workdir={folder / 'run'}")) / "run"
 
 
 @pytest.fixture(scope="session")
 def artifact(launch, finished, once) -> Path:
-    """The run, exported; nobody may change it."""
+    """The run, exported; no one may change it."""
 
     def export(folder):
         return launch.ok("export", f"--workdir={finished}", f"--out={folder / 'artifact'}")

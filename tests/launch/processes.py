@@ -119,7 +119,7 @@ class Launcher:
         main = ["-m", f"launch.{name}", *map(str, args)]
         if processes == 1:
             return [sys.executable, *main]
-        # Whoever ends by himself does so in time, however busy the machine is.
+        # A process that ends by itself does so in time, however busy the machine is.
         shape = [f"--num_processes={processes}", f"--devices_per_process={devices}", f"--grace_seconds={HANG}"]
         return [sys.executable, "-m", "launch.multiprocess", *shape, "--", *main]
 

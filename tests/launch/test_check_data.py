@@ -5,7 +5,7 @@ import polars as pl
 from processes import error_line
 
 from mmrf_jax import schema as schemas
-from mmrf_jax.data.frame_log import describe
+from mmrf_jax.data.frame_log import describe_log
 
 SCHEMA = """
 import mmrf_jax as mmrf
@@ -24,7 +24,7 @@ def test_a_log_is_described_and_a_fault_is_one_line(launch, tmp_path):
     args += (f"--config.data.cache_dir={tmp_path}/cache",)
     done = launch("check_data", *args)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == describe(log, schemas.load(tmp_path / "schema.py")) + "\n"
+    assert done.stdout == describe_log(log, schemas.load(tmp_path / "schema.py")) + "\n"
     assert "300 of 300 rows are used" in done.stdout and not done.stderr
     log.with_columns(liked=pl.lit(3)).write_parquet(tmp_path / "log.parquet")
     done = launch("check_data", *args)

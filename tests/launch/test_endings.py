@@ -1,4 +1,4 @@
-"""How mains end: by signals, and where nobody reads what they say; and that they start from any folder."""
+"""How mains end: by signals, and where no one reads what they say; and that they start from any folder."""
 
 import ast
 import functools
@@ -19,13 +19,13 @@ from mmrf_jax.parallel import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(path.stem for path in (ROOT / "launch").glob("[a-z]*.py"))
-#: Mains whose same command goes on where a signal has stopped them.
+#: Mains whose same command resumes where a signal has stopped them.
 RESUME = {"train", "sweep", "closed_loop", "prepare"}
 PATIENCE = 900  # seconds until a test that hangs ends
 
 
 def unread(stream: str, *command: str, **kwargs) -> subprocess.CompletedProcess:
-    """Runs a command of which nobody reads stdout or stderr, as its reader has gone."""
+    """Runs a command of which no one reads stdout or stderr, as its reader has gone."""
     read, write = os.pipe()
     os.close(read)
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
@@ -77,19 +77,21 @@ def test_other_broken_pipes_are_errors():
 
 
 def test_closed_pipes_of_several_processes():
-    """They are told to stop, and none is killed by what nobody reads."""
+    """They are asked to stop, and none is killed by what no one reads."""
     script = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: exit(75))\nprint('a' * 9)\ntime.sleep(900)"
     done = unread("stdout", "-m", "launch.multiprocess", "--num_processes=2", "--grace_seconds=900", "--", "-c", script)
     assert done.returncode == -signal.SIGPIPE and not done.stderr
 
 
 def test_a_second_signal_ends_several_processes_at_once():
-    script = "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('told'))\nprint('a')\ntime.sleep(900)"
+    script = (
+        "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('reported'))\nprint('a')\ntime.sleep(900)"
+    )
     script = script.replace("time.sleep(900)", "\nwhile True: time.sleep(0.01)")
     command = [sys.executable, "-m", "launch.multiprocess", "--num_processes=2", "--", "-c", script]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    for said in ("a", "told"):
+    for said in ("a", "reported"):
         assert sorted(process.stdout.readline() for _ in range(2)) == [f"[0] {said}\n", f"[1] {said}\n"]
         process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 128 + signal.SIGKILL

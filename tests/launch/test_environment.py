@@ -33,7 +33,7 @@ def start(name: str, *flags: object, **environment: str) -> subprocess.Completed
 
 
 @pytest.fixture
-def nobody(monkeypatch):
+def no_one(monkeypatch):
     """No home, and a user whom the system does not know."""
 
     def unknown(uid):
@@ -44,9 +44,9 @@ def nobody(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def test_no_cache_folder_is_no_error(nobody, monkeypatch, tmp_path):
+def test_no_cache_folder_is_no_error(no_one, monkeypatch, tmp_path):
     assert startup.cache_folder() is None
-    monkeypatch.setenv("HOME", "/proc/nothing")  # a place where nobody can make a folder
+    monkeypatch.setenv("HOME", "/proc/nothing")  # a place where no one can make a folder
     assert startup.cache_folder() is None
     monkeypatch.setenv("HOME", str(tmp_path))
     assert startup.cache_folder() == str(tmp_path / ".cache" / "mmrf_jax" / "xla")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(path.stem for path in (ROOT / "launch").glob("[a-z]*.py"))
 HEAVY = {"jax", "polars", "orbax", "matplotlib"}  # each takes a good part of a second
 
-#: Runs mains one after another, each in a child of its own that inherits what all of them import. Each line of the
+#: Runs mains one after another, each in a separate child that inherits what all of them import. Each line of the
 #: input is a main and its flags; what it prints, its exit code and the heavy modules it has imported are a JSON line.
 RUN = """
 import contextlib, io, json, os, runpy, sys

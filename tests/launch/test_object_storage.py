@@ -23,7 +23,7 @@ FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.updat
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
 NEXT = "mmrf_jax.training.train_state.next_round"  # right before the round's end is saved
-SCORE = "mmrf_jax.training.predictions.evaluate"  # offline
+SCORE = "mmrf_jax.training.predictions.score_and_predict"  # offline
 WRITE = "mmrf_jax.io.files.write_json"  # starts.json first in each start, then results.json
 
 

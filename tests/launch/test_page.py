@@ -183,7 +183,7 @@ def test_a_visitor_clicks_through_three_requests(service, artifact, browser):
             feed.next()
             assert "of 6 videos are of topics that got a reaction" in feed.text("#changed summary")
     assert len({tuple(slate) for slate in slates}) == 3
-    # The agents were told, and have another order of the same candidates.
+    # The agents got the feedback, and have another order of the same candidates.
     moved = [float(cell.get_property("textContent")) for cell in feed.all("#changed td:nth-child(2)")]
     assert len(moved) == 7 and max(moved) > 0
     feed.click("#leave")
@@ -191,17 +191,17 @@ def test_a_visitor_clicks_through_three_requests(service, artifact, browser):
     assert feed.text("#end-text").startswith("3 requests, 18 videos shown") and "3 likes" in feed.text("#end-text")
     feed.fits()
 
-    asked, told = records(log, user)
-    assert [r["start"] for r in asked] == [True, False, False] and [r["left"] for r in told] == [False, False, True]
+    asked, reported = records(log, user)
+    assert [r["start"] for r in asked] == [True, False, False] and [r["left"] for r in reported] == [False, False, True]
     before, after = (set(np.frombuffer(r["candidates"], "<i8")) for r in asked[:2])
     assert len(before & after) >= len(before) // 2
-    for event in told:
+    for event in reported:
         answers = signals(event)
         assert answers[:, LIKE].tolist() == [1, 0, 0, 0, 0, 0]
         assert answers[:2, CLICK].all() and answers[:2, LONG].all() and answers[0, WATCH] > 0
         assert not answers[:, SHORT_VIDEO.index("hate")].any() and not answers[4:].any()
-    assert signals(told[0])[3, WATCH] > 0
-    follows_the_rules(told, artifact)
+    assert signals(reported[0])[3, WATCH] > 0
+    follows_the_rules(reported, artifact)
     feed.click("#again")
     assert feed("#start").is_displayed()
 
@@ -236,12 +236,12 @@ def test_a_simulated_user_answers(service, artifact, browser):
     if not feed("#end").is_displayed():
         feed.click("#leave")
         feed.until(lambda: feed("#end").is_displayed())
-    asked, told = records(log, user)
+    asked, reported = records(log, user)
     history = asked[0]["history"]
-    assert len(history["videos"]) == 30 * 8 and len(asked) == len(told) == 3 and told[-1]["left"]
-    answers = np.concatenate([signals(event) for event in told])
+    assert len(history["videos"]) == 30 * 8 and len(asked) == len(reported) == 3 and reported[-1]["left"]
+    answers = np.concatenate([signals(event) for event in reported])
     assert len(answers) == 18 and (answers[:, WATCH] > 0).all()
-    follows_the_rules(told, artifact)
+    follows_the_rules(reported, artifact)
 
 
 @pytest.mark.slow
@@ -254,9 +254,9 @@ def test_the_page_asks_for_the_token(start, browser, tmp_path):
         feed("#token").clear()
         feed("#token").send_keys(token, Keys.ENTER)
         feed.until(
-            lambda told=token: (
-                feed("#problem").is_displayed() == (told != TOKEN)
-                and not (told == TOKEN and feed("#token-form").is_displayed())
+            lambda reported=token: (
+                feed("#problem").is_displayed() == (reported != TOKEN)
+                and not (reported == TOKEN and feed("#token-form").is_displayed())
             )
         )
     feed.begin()

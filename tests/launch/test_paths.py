@@ -19,7 +19,7 @@ from mmrf_jax.data.readers.kuairand import builder, synthetic
 from mmrf_jax.io import files, metric_writer
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import arms, configs, restore, run_folder, sources
+from mmrf_jax.training import arms, configs, restore, run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = sorted(ROOT / "mmrf_jax" / "cli" / path.name for path in (ROOT / "launch").glob("[a-z]*.py"))
@@ -91,13 +91,13 @@ def test_every_path_flag_of_every_main_means_what_it_says(main, flag, monkeypatc
         assert parse(f"some/{name}/run") == Path("some") / name / "run"
     assert parse("~/run") == Path("/home/of[me]/run")
     assert str(parse("memory://bucket/run")) == "memory://bucket/run"
-    for wrong in ("", "gs://", "nothing://bucket/run", "~nobody-of-that-name/run", "a\udcff"):
+    for wrong in ("", "gs://", "nothing://bucket/run", "~no-user-of-that-name/run", "a\udcff"):
         with pytest.raises(ValueError, match=f"^--{flag}"):
             parse(wrong)
 
 
 def strings(config: ml_collections.ConfigDict) -> dict[str, object]:
-    return {name: value for name, value in run_folder.flat(config.to_dict()).items() if isinstance(value, str)}
+    return {name: value for name, value in run_folder.flat_config(config.to_dict()).items() if isinstance(value, str)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
@@ -118,16 +118,16 @@ def test_path_fields_mean_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "MOST_WORKERS", 1)
     config = configs.override(configs.Run(), data={"dir": "~/x[3]"})
     with pytest.raises(FileNotFoundError) as error:  # of a world that is not made, which takes its time
-        sources._given_blocks(types.SimpleNamespace(config=config, spec=None))
+        restore.open_source(config, builder.unchecked)
     assert str(home / "x[3]") in str(error.value)
     config = kuairand.get_config()
     config.data.dir = "~/x[3]"
     with pytest.raises(FileNotFoundError) as error:
-        sources.from_config(configs.run_of(config.to_dict()), builder.unchecked)
+        restore.open_source(configs.run_of(config.to_dict()), builder.unchecked)
     assert str(home / "x[3]") in str(error.value)
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(home / "x[3]", builder.unchecked)
     config.data.cache_dir, config.data.served = "~/c[1]", "~/s[1]"
-    source = sources.from_config(configs.run_of(config.to_dict()), builder.unchecked)
+    source = restore.open_source(configs.run_of(config.to_dict()), builder.unchecked)
     assert list((home / "c[1]").iterdir()) and sum(log.num_sessions for log in source.test().values())
     with pytest.raises(FileNotFoundError) as error:
         source.train()
@@ -160,7 +160,7 @@ def test_what_libraries_write_into_a_folder_is_found_there_again(tmp_path):
         pass
     assert feedback_log.is_log(folder / "log")
     synthetic.SyntheticLog(3_000, 60, 300, "pure", 0).write(folder / "csv", builder.unchecked)
-    with tasks.processes(1) as engine:
+    with tasks.worker_processes(1) as engine:
         made = builder.open_or_prepare(folder / "csv", folder / "cache", engine=engine).part("train")
         builder.prepare_log(folder / "csv", folder / "out", engine=engine)
     again = builder.open_or_prepare(folder / "out", folder / "unused").part("train")

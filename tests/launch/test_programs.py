@@ -11,7 +11,7 @@ import pytest
 LARGE = {
     "_draw": 1,
     "unroll": 1,
-    "init": 1,
+    "init_train_state": 1,
     "fit_step": 1,
     "_measure": 1,
     "update_step": 1,

@@ -64,7 +64,7 @@ def test_the_page_draws_everything_without_an_error(finished, browser, width):
 def test_the_session_explorer_responds(finished, browser):
     show(browser, finished / "report.html", 390)
 
-    def told():
+    def reported():
         return browser.find_element(By.ID, "session").text
 
     def rows():
@@ -72,7 +72,7 @@ def test_the_session_explorer_responds(finished, browser):
 
     users = Select(browser.find_element(By.ID, "user"))
     assert len(users.options) == 12
-    first, listed = told(), rows()
+    first, listed = reported(), rows()
     assert first.startswith("User 0:") and "6 videos shown" in first
     shown = browser.find_elements(By.CSS_SELECTOR, "#candidates tr.shown")
     assert len(shown) == 6 and len(listed) > 9 and all(" s of " in row.text for row in shown)
@@ -80,12 +80,12 @@ def test_the_session_explorer_responds(finished, browser):
     assert [row.text.split()[-1] for row in shown] == ["1", "2", "3", "4", "5", "6"]
     longest = max(range(12), key=lambda i: int(users.options[i].text.split(": ")[1].split()[0]))
     users.select_by_index(longest)
-    assert told().startswith(f"User {longest}:") and (longest == 0 or (told() != first and rows() != listed))
+    assert reported().startswith(f"User {longest}:") and (longest == 0 or (reported() != first and rows() != listed))
     buttons = browser.find_elements(By.CSS_SELECTOR, "#requests button")
     assert 1 < len(buttons) <= 8 and buttons[0].get_attribute("aria-pressed") == "true"
     before = rows()
     buttons[1].click()
-    assert "Request 2:" in told() and rows() != before and buttons[1].get_attribute("aria-pressed") == "true"
+    assert "Request 2:" in reported() and rows() != before and buttons[1].get_attribute("aria-pressed") == "true"
     assert buttons[0].get_attribute("aria-pressed") == "false"
 
 
@@ -97,11 +97,11 @@ def test_what_a_run_leaves_for_other_programs_and_for_comparisons(finished, laun
     assert [{name: x for name, x in row.items() if x} for row in table] == [
         {name: str(x) for name, x in row.items() if str(x)} for row in logged
     ]
-    (start,) = provenance.read(finished)
+    (start,) = provenance.read_starts(finished)
     assert start["command"].startswith("python -m launch.train --config=") and start["command"] in (
         html.unescape((finished / "report.html").read_text())
     )
-    users, arm = run_folder.read_users(finished), results(finished)["ab_test"]["mmrf"]
+    users, arm = run_folder.read_user_sums(finished), results(finished)["ab_test"]["mmrf"]
     assert users["watch_time"].mean() == pytest.approx(arm["watch_time"]["mean"])
     assert users["like"].sum() / users["depth"].sum() == pytest.approx(arm["like"]["mean"])
     # Compared with itself, user by user, a run is exactly as good.
@@ -119,7 +119,7 @@ def test_what_a_run_leaves_for_other_programs_and_for_comparisons(finished, laun
 def test_report_of_a_run_by_itself(finished, launch, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     there = (run / "report.html").read_text()
-    for name in ("ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"):
+    for name in ("ab-test", "offline", "model-quality", "curves", "attention", "conflict", "explorer", "settings"):
         assert f'<section id="{name}">' in there
     watched = results(run)["ab_test"]["mmrf"]["watch_time"]["diff_pct"]
     assert f"{watched:+.2f} %".replace("-", "−") in there
@@ -142,5 +142,5 @@ def test_a_report_that_fails_loses_no_results(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(run_report, "write_report", broken)
     train._report(None, None, None, tmp_path)
-    told = capsys.readouterr().err
-    assert "no report: RuntimeError: no room left" in told and f"mmrf report --workdir={tmp_path}" in told
+    reported = capsys.readouterr().err
+    assert "no report: RuntimeError: no room left" in reported and f"mmrf report --workdir={tmp_path}" in reported

@@ -34,7 +34,7 @@ def holding(folder: Path) -> subprocess.Popen:
 
 def fail(run: Path, config: dict, error: BaseException, *made: str) -> None:
     """A start that makes some files in its folder, and then ends by an error."""
-    with pytest.raises(type(error)), run_folder.claimed(run, config):
+    with pytest.raises(type(error)), run_folder.claimed_workdir(run, config):
         for name in made:
             (run / name).mkdir(parents=True)
         raise error
@@ -60,7 +60,7 @@ def test_a_folder_is_taken_over_from_a_start_that_was_killed_before_its_first_ch
     (run / "config.json").write_text(json.dumps({"seed": 0}))
     (run / "metrics.jsonl").write_text("{}\n")
     (run / "notes.txt").write_text("mine")
-    with run_folder.claimed(run, {"seed": 1}):
+    with run_folder.claimed_workdir(run, {"seed": 1}):
         assert run_folder.read_config(run) == {"seed": 1}
         assert sorted(path.name for path in run.iterdir()) == ["config.json", "lock", "notes.txt"]
 
@@ -70,9 +70,9 @@ def test_a_run_with_something_to_lose_keeps_its_folder(learned, tmp_path):
     run = tmp_path / "run"
     fail(run, {"seed": 0}, Failed(), learned)
     assert (run / learned).exists() and (run / "config.json").exists()
-    with run_folder.claimed(run, {"seed": 0}):
+    with run_folder.claimed_workdir(run, {"seed": 0}):
         pass
-    with pytest.raises(ValueError, match=r"config.seed was 0, now 1"), run_folder.claimed(run, {"seed": 1}):
+    with pytest.raises(ValueError, match=r"config.seed was 0, now 1"), run_folder.claimed_workdir(run, {"seed": 1}):
         pass
     assert sorted(path.name for path in run.iterdir()) == sorted(["config.json", learned.split("/")[0]])
 
@@ -81,7 +81,7 @@ def test_what_has_no_config_is_not_taken(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with (
         pytest.raises(ValueError, match=r"holds results.json but no config.json"),
-        run_folder.claimed(tmp_path, {"seed": 1}),
+        run_folder.claimed_workdir(tmp_path, {"seed": 1}),
     ):
         pass
     assert (tmp_path / "results.json").exists()
@@ -90,10 +90,13 @@ def test_what_has_no_config_is_not_taken(tmp_path):
 def test_a_folder_made_before_a_field_belongs_to_configs_that_leave_it_none(tmp_path):
     run = tmp_path / "run"
     fail(run, {"seed": 1, "agents": {"dim": 8}}, Failed(), "checkpoints/4")
-    with run_folder.claimed(run, {"seed": 1, "agents": {"dim": 8, "max_rows": None}}):
+    with run_folder.claimed_workdir(run, {"seed": 1, "agents": {"dim": 8, "max_rows": None}}):
         pass
     more = {"seed": 1, "agents": {"dim": 8, "max_rows": 100}}
-    with pytest.raises(ValueError, match=r"config.agents.max_rows was None, now 100"), run_folder.claimed(run, more):
+    with (
+        pytest.raises(ValueError, match=r"config.agents.max_rows was None, now 100"),
+        run_folder.claimed_workdir(run, more),
+    ):
         pass
 
 
@@ -103,7 +106,7 @@ def test_two_processes_one_folder(tmp_path):
     config = configs.Run()
     named = rf"used by another process: process {process.pid} on {socket.gethostname()}, since \d{{4}}-"
     with pytest.raises(ValueError, match=named):
-        train.train(config, tmp_path)
+        train.train_run(config, tmp_path)
     with pytest.raises(ValueError, match=named), files.held(tmp_path, patience=0.2):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
@@ -115,7 +118,7 @@ def test_two_processes_one_folder(tmp_path):
 
 
 def test_the_lock_of_a_file_that_is_gone_is_none(tmp_path, monkeypatch):
-    """Whoever opened the lock before its holder removed it must not think that it has the folder."""
+    """A process that opened the lock before its holder removed it must not think that it has the folder."""
     real, opened = Path.open, []
 
     def removed(self, *args, **kwargs):
@@ -143,7 +146,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
 def test_a_run_ranks_and_is_exported_without_its_source(finished, artifact, monkeypatch, tmp_path):
     """What the world made is in the folder; its artefact, exported from it, ranks alike."""
     monkeypatch.setattr(restore, "source_of", lambda *_: pytest.fail("the source is built again"))
-    kept = inputs.read(finished)
+    kept = inputs.read_inputs(finished)
     assert kept is not None and kept.code == mmrf.__version__ and kept.video_ids is None
     assert kept.spec.num_videos == kept.items.num_videos == 1_000 and kept.spec.candidates == 20
     run, exported = mmrf.load(finished), mmrf.load(artifact)

@@ -26,7 +26,7 @@ from mmrf_jax.serving import service
 from mmrf_jax.serving.artifact import load as load_artifact
 from mmrf_jax.serving.demo import clients
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import configs, restore, run_folder, sources, steps
+from mmrf_jax.training import configs, restore, run_folder, simulator_source, steps
 
 USERS = 40
 
@@ -60,7 +60,7 @@ def check_served_users(start, run: Path, log: Path, folder: Path | None = None) 
     partitioner = Partitioner()
     source = restore.source_of(config, partitioner)
     assert source.sim is not None
-    key = sources.log_key(3)
+    key = simulator_source.log_key(3)
     with start(folder=folder) as server:
         served = clients.Clients(source.sim, key, 0, server.url).visit(1_000, USERS, together=16)
     assert served.failed == 0 and len(served.main) == USERS
@@ -76,7 +76,6 @@ def check_served_users(start, run: Path, log: Path, folder: Path | None = None) 
         first_user=1_000,
         num_sessions=USERS,
         day=0,
-        k=source.spec.slate,
         keep_scores=True,
     )
 
@@ -294,7 +293,7 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
     launch.ok("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'artifact'}")
     made = load_artifact(tmp_path / "artifact")
     ids = made.arrays["catalogue"]["video_id"][1:]  # row 0 is the unknown video
-    spec, users, told = made.spec, 24, len(SHORT_VIDEO)
+    spec, users, reported = made.spec, 24, len(SHORT_VIDEO)
     assert len(ids) == spec.num_videos - 1 and ids.min() >= 0 and not np.array_equal(ids, np.arange(1, len(ids) + 1))
 
     async def serve() -> None:
@@ -307,7 +306,7 @@ def test_a_ranker_of_real_logs_learns_from_its_own_feedback(launch, tmp_path):
                 context = rng.normal(size=spec.context - 1).astype(np.float32)
                 slate = await made.rank(service.Asked(user, candidates, context, k=spec.slate))
                 assert not slate.unknown and set(slate.videos) <= set(candidates)
-                feedback = (rng.random((spec.slate, told)) < 0.4) * np.append(np.ones(told - 1), 30.0)
+                feedback = (rng.random((spec.slate, reported)) < 0.4) * np.append(np.ones(reported - 1), 30.0)
                 await made.feedback(f"{user}/{number}", slate.request, slate.videos, feedback, number == 2)
         await made.close()
 

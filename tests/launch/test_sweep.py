@@ -7,7 +7,7 @@ import pytest
 from processes import TINY, error_line
 
 from experiments import table_ablation
-from mmrf_jax.sweeps import sweep
+from mmrf_jax.sweeps import study, sweep
 
 #: The tiny world job as the run of a study.
 RUN = [flag.replace("--config.", "--config.run.") for flag in TINY[1:] if "quick" not in flag]
@@ -28,26 +28,26 @@ EVERYTHING = (
 def test_runs_are_named_by_what_defines_them(tmp_path):
     config = table_ablation.get_config()
     config.run.update(config.when_quick.run)
-    ours, theirs = (sweep.run_config(config, name, 3) for name in ("mmrf", "da"))
+    ours, theirs = (study.run_config(config, name, 3) for name in ("mmrf", "da"))
     assert ours.seed == 3 and ours.agents.ablation == "none" and theirs.agents.ablation == "no_augmentation"
     assert ours.world is not None and ours.world.num_videos == 5_000
-    names = {sweep.folder(one, tmp_path) for one in (ours, theirs, sweep.run_config(config, "mmrf", 4))}
+    names = {study.run_place(one, tmp_path) for one in (ours, theirs, study.run_config(config, "mmrf", 4))}
     assert len(names) == 3 and {path.parent for path in names} == {tmp_path}
     logged = dataclasses.replace(ours, log_every=7)  # may change between two starts of one run
-    assert sweep.folder(logged, tmp_path) in names
+    assert study.run_place(logged, tmp_path) in names
     config.variants.da.agents.ablatoin = "no_augmentation"
     with pytest.raises(ValueError, match=r"variant da sets agents\.ablatoin"):
-        sweep.run_config(config, "da", 0)
+        study.run_config(config, "da", 0)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("arms", ("nobody",), "unknown arm 'nobody' in config.arms; choose among production"),
+        ("arms", ("no one",), "unknown arm 'no one' in config.arms; choose among production"),
         ("sessions", 1, "config.sessions is 1; use --config.sessions=2"),
         ("run.simulator", "feedback", "not of the world"),
         ("run.method", "myopic", "predicts no feedback"),
-        ("against.co", "nobody", "'nobody' in config.against is no variant; choose among mmrf, co, da, ns"),
+        ("against.co", "no one", "'no one' in config.against is no variant; choose among mmrf, co, da, ns"),
         ("tables", ("ab",), "unknown table 'ab' in config.tables; choose among ab_test, "),
         ("tables", ("by_day",), "config.days is 4; use --config.days=5"),
         ("run.seeds", 2, "config.run.seeds=2 are trained side by side, but config.seeds=5 is no multiple of that"),
@@ -57,7 +57,7 @@ def test_a_study_that_would_fail_does_not_begin(field, value, message, tmp_path)
     config = table_ablation.get_config()
     config.update_from_flattened_dict({field: value, "days": 4})
     with pytest.raises(ValueError, match=message):
-        sweep.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run_study(config, tmp_path / "o", tmp_path / "r")
     assert not list(tmp_path.iterdir())
 
 
@@ -66,14 +66,14 @@ def test_seeds_of_a_variant_are_trained_side_by_side(tmp_path, monkeypatch):
     config.update_from_flattened_dict({"seeds": 4, "run.seeds": 2, "tables": ()})
     config.variants = {"mmrf": {}, "da": {"agents": {"ablation": "no_augmentation"}}}
     monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: trained.append(runs))
-    sweep.run(config, tmp_path / "out", tmp_path / "runs")
+    sweep.run_study(config, tmp_path / "out", tmp_path / "runs")
     assert [[(run.agents.ablation, run.seed) for run in runs.values()] for runs in trained] == [
         [(ablation, seed), (ablation, seed + 1)] for ablation in ("none", "no_augmentation") for seed in (0, 2)
     ]
     config.run.seeds = 1  # the folders are those of seeds that are trained one by one
-    assert all(sweep.folder(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
+    assert all(study.run_place(run, tmp_path / "runs") == path for runs in trained for path, run in runs.items())
     assert all(
-        run in (sweep.run_config(config, n, run.seed) for n in config.variants) for r in trained for run in r.values()
+        run in (study.run_config(config, n, run.seed) for n in config.variants) for r in trained for run in r.values()
     )
 
 
@@ -83,19 +83,19 @@ def test_a_study_does_not_mix_requests_that_say_whether_they_are_random(tmp_path
     with pytest.raises(
         ValueError, match=r"variant co and mmrf differ .*; set collect\.random_share of the others to 0"
     ):
-        sweep.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run_study(config, tmp_path / "o", tmp_path / "r")
 
 
 def test_unseen_videos_are_compared_with_a_feedback_model(tmp_path):
     config = table_ablation.get_config()
     config.reference, config.tables = "da", ("unseen",)
     with pytest.raises(ValueError, match=r"config\.reference='da' has no feedback model"):
-        sweep.run(config, tmp_path / "o", tmp_path / "r")
+        sweep.run_study(config, tmp_path / "o", tmp_path / "r")
 
 
 def test_an_error_is_one_line(launch, tmp_path):
-    done = launch("sweep", *STUDY, "--config.reference=nobody", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
-    error_line(done, "config.reference='nobody'", "co, da, mmrf, ns")
+    done = launch("sweep", *STUDY, "--config.reference=no one", f"--out={tmp_path / 'o'}", f"--runs={tmp_path / 'r'}")
+    error_line(done, "config.reference='no one'", "co, da, mmrf, ns")
     assert not list(tmp_path.iterdir())
 
 
@@ -161,6 +161,6 @@ def test_a_study_of_real_logs(launch, real_logs, tmp_path):
         for variant, row in table[name].items():
             assert 0.4 < row["GAUC click"]["mean"] < 0.8, (name, variant)
     assert table["offline"]["mmrf"]["GAUC click"] != table["offline_frozen"]["mmrf"]["GAUC click"]
-    # feedback of the random log is worth something whoever ranks, and its propensities are known
+    # feedback of the random log is worth something whichever policy ranks, and its propensities are known
     assert 0.0 < table["offline_random"]["mmrf"]["NCIS click"]["mean"] < 1.0
     assert table["offline"]["ltr"]["GAUC click"]["ci95"] is None  # of one seed

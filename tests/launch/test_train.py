@@ -10,6 +10,7 @@ import pytest
 from processes import TINY, error_line, results
 
 import mmrf_jax as mmrf
+from mmrf_jax.metrics.offline import by_log
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs
 
@@ -59,10 +60,10 @@ def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished
 
 def test_results_have_the_form_of_the_contract(finished):
     result = results(finished)
-    assert {"train", "ab_test", "offline", "fidelity"} <= result.keys()
+    assert {"train", "ab_test", "offline", "model_quality"} <= result.keys()
     assert result["train"]["sessions_of_last_round"] == 200 and result["train"]["rounds"] == 2
-    assert {"gauc", "logloss", "ece"} <= result["fidelity"]["click"]["model"].keys()
-    assert {"mae", "rmse", "xauc"} <= result["fidelity"]["watch_time"]["model"].keys()
+    assert {"gauc", "logloss", "ece"} <= result["model_quality"]["click"]["model"].keys()
+    assert {"mae", "rmse", "xauc"} <= result["model_quality"]["watch_time"]["model"].keys()
     assert set(result["ab_test"]) == {"production", "mmrf"}
     for arm in result["ab_test"].values():
         assert arm.keys() >= METRICS
@@ -127,27 +128,28 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, real_logs, 
     result = results(workdir)
     offline = result["offline"]
     assert "ab_test" not in result and result["train"]["sessions_of_last_round"] == 500
-    other = result["offline_other"]
-    assert set(other) == {"random_test", "test_frozen"}
-    for table in (offline, *other.values()):
+    tables = by_log(result, "offline")
+    assert set(tables) == {"test", "random_test", "test_frozen_history"}
+    for table in tables.values():
         assert table["click"]["eligible_users"] > 0 and 0 < table["click"]["gauc"] < 1
         assert {"watch_time_median", "watch_time_xauc"} <= table.keys()
     launch.ok("evaluate", f"--workdir={workdir}")
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    assert evaluation["offline"] == offline and evaluation["offline_other"] == other
+    assert by_log(evaluation, "offline") == tables
     estimated = evaluation["off_policy"]
     assert {name: x["propensities"] for name, x in estimated.items()} == {"test": "fitted", "random_test": "known"}
     assert len(estimated["test"]["behaviour"]["by_decile"]) == 10 and list(estimated["random_test"]["units"]) == [
         "video"
     ]
-    assert evaluation["fidelity"] == result["fidelity"] and set(result["fidelity_other"]) == set(other)
-    assert {"model", "per_video_mean", "logistic"} <= result["fidelity"]["click"].keys()
+    quality = by_log(result, "model_quality")
+    assert by_log(evaluation, "model_quality") == quality and set(quality) == set(tables)
+    assert {"model", "per_video_mean", "logistic"} <= quality["test"]["click"].keys()
     # Only the users' histories differ: the baselines know none of them, and the agents do.
     for name in ("click", "long_view"):
         for ranker in ("popularity", "boosting"):
             gauc = offline[name]["against"][ranker]["gauc"]
-            assert gauc is not None and gauc == other["test_frozen"][name]["against"][ranker]["gauc"]
-    assert offline["click"]["gauc"] != other["test_frozen"]["click"]["gauc"]
+            assert gauc is not None and gauc == tables["test_frozen_history"][name]["against"][ranker]["gauc"]
+    assert offline["click"]["gauc"] != tables["test_frozen_history"]["click"]["gauc"]
     rivals = {"popularity", "boosting", "logistic", "critics", "feedback_model"}
     assert offline["click"]["by_duration"] and set(offline["watch_time_median"]["against"]) == rivals
 
@@ -168,7 +170,7 @@ def test_kuairand_without_a_random_log_trains_and_empty_days_are_refused(launch,
         "--config.agents.dropout=0.0",
     )
     launch.ok(*args, "--config.data.stream=True", "--config.feedback.batch=16", f"--workdir={tmp_path / 'run'}")
-    assert set(results(tmp_path / "run")["offline_other"]) == {"test_frozen"}
+    assert set(by_log(results(tmp_path / "run"), "offline")) == {"test", "test_frozen_history"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "There is no A/B test" in page and "as they were logged" in page and "explorer-data" in page
     done = launch(*args, "--config.data.test_from=20220601", f"--workdir={tmp_path / 'other'}")

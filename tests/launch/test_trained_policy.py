@@ -7,7 +7,7 @@ import pytest
 
 import mmrf_jax as mmrf
 from mmrf_jax.envs import learned
-from mmrf_jax.training import evaluate
+from mmrf_jax.training import simulated_tests
 
 KEY, B = jax.random.key(0), 16
 
@@ -30,7 +30,7 @@ def test_the_policy_earns_what_it_earned_in_the_a_b_test(run):
         seed=world["seed"],
     )
     test = run.config["ab_test"]
-    key = evaluate.ab_key(run.config["seed"])
+    key = simulated_tests.ab_key(run.config["seed"])
     metrics = mmrf.rollout(env, run.policy, num_users=test["sessions"], key=key, day=test["day"])
     expected = run.results["ab_test"]["mmrf"]
     for name in ("watch_time", "depth"):

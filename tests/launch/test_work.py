@@ -69,18 +69,18 @@ def batches(run):
 
 @pytest.mark.slow
 def test_the_work_of_hot_functions_does_not_grow(run, batches, optimised):
-    k, items, plan = run.plan.agents.slate, run.source.items, run.plan
-    ranker = policy.make(run.state.agents, items, plan.agents)
-    model = learned.make(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
+    items, plan = run.source.items, run.plan
+    ranker = policy.make_actor_ranker(run.state.agents, items, plan.agents)
+    model = learned.make_learned_env(train_state.model_of(run.state), items, plan.feedback, run.log, 64)
     update = functools.partial(
-        steps.update_step, plan=plan, rate=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
+        steps.update_step, plan=plan, lr_scale=1.0, encodings=steps.precompute_item_embeddings(run.state, items, plan)
     )
-    fit = functools.partial(steps.fit_step, plan=plan, rate=1.0)
+    fit = functools.partial(steps.fit_step, plan=plan, lr_scale=1.0)
     share = 1.0 / batches[0].mask[:, :-1].size
     found = {
-        "world/random": speed.request_work(speed.Serving(run.source.sim, speed.random_policy(run.source.sim), k)),
-        "world/mmrf": speed.request_work(speed.Serving(run.source.sim, ranker, k)),
-        "model/mmrf": speed.request_work(speed.Serving(model, ranker, k)),
+        "world/random": speed.request_work(speed.Serving(run.source.sim, speed.random_policy(run.source.sim))),
+        "world/mmrf": speed.request_work(speed.Serving(run.source.sim, ranker)),
+        "model/mmrf": speed.request_work(speed.Serving(model, ranker)),
         "fit": cost.work(fit, run.state, batches[0], items).times(share),
         "update": cost.work(update, run.state, batches[0], items).times(share),
     }
@@ -106,10 +106,8 @@ def test_each_program_is_compiled_once(run, batches):
             run.source.policies["random"],
             jax.random.key(first),
             Partitioner(),
-            first_user=first,
-            num_users=number,
+            user_ids=np.arange(first, first + number),
             day=0,
-            k=6,
             capacity=300,
         )
     assert simulate._serve._cache_size() - before == 1

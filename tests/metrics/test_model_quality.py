@@ -418,7 +418,7 @@ def test_table():
     half = np.full(len(user_id), 0.5)
     rankers = {"model": truth | {"like": half}, "half": {"click": half, "like": half, "watch_time": 60 * half}}
     result = model_quality.metrics(SHORT_VIDEO, user_id, feedback, rankers, draws=DRAWS)
-    lines = model_quality.format_table(result).split("\n")
+    lines = model_quality.format_model_quality(result).split("\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in cells} == {8}
     assert [row[:2] for row in cells[2:]] == [[s, r] for s in ("click", "like", "watch_time") for r in rankers]

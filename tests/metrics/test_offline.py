@@ -216,7 +216,7 @@ def test_table():
             "against": {"popularity": {"gauc": None, "diff": None, "diff_ci95": None}},
         },
     }
-    assert offline.format_table(result).splitlines() == [
+    assert offline.format_offline(result).splitlines() == [
         "| signal | users | GAUC (served) | 95 % | GAUC (own agent) "
         "| popularity | difference | boosting | difference |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -225,12 +225,12 @@ def test_table():
         "| watch_time_xauc | 400 | 0.5000 | [0.4000, 0.6000] | – | – | – | – | – |",
         "| hate | 3 | too few | – | – | – | – | – | – |",
     ]
-    assert offline.format_table({"hate": result["watch_time_xauc"]}).splitlines()[0].count("|") == 6  # no baseline
+    assert offline.format_offline({"hate": result["watch_time_xauc"]}).splitlines()[0].count("|") == 6  # no baseline
 
 
 @pytest.mark.parametrize("train", [make_rows([], [], []), make_rows([8, 9], [0, 1], [3, 4])])
 def test_empty_groups_have_no_figure(few, train):
-    """No user of the test has a training row, or nobody has one at all; nor has anybody two kinds of labels."""
+    """No user of the test has a training row, or no one has one at all; nor has anybody two kinds of labels."""
     rows = make_test_rows()
     found = offline.metrics(
         rows, SHORT_VIDEO, SIGNALS, train, np.full(7, 30.0), {"popularity": {"watch_time": np.arange(7.0)}}
@@ -245,4 +245,13 @@ def test_empty_groups_have_no_figure(few, train):
         "against": {"popularity": {"gauc": None, "diff": None, "diff_ci95": None}},
     }
     assert found["watch_time_xauc"]["gauc"] is not None and found["hate"]["eligible_users"] == 0
-    assert "| watch_time_median | 0 | too few | – | – | – | – |" in offline.format_table(found)
+    assert "| watch_time_median | 0 | too few | – | – | – | – |" in offline.format_offline(found)
+
+
+def test_keys_of_results_by_log():
+    logs = ("test", "random_test")
+    results = {offline.key(name, log): (name, log) for name in ("offline", "model_quality") for log in logs}
+    assert list(results) == ["offline", "offline/random_test", "model_quality", "model_quality/random_test"]
+    for name in ("offline", "model_quality"):
+        assert offline.by_log(results, name) == {log: (name, log) for log in logs}
+    assert offline.by_log(results, "off_policy") == {}

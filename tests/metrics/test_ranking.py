@@ -172,9 +172,9 @@ def test_paired_bootstrap_sees_a_small_difference_between_users_who_vary():
     base, weights = rng.uniform(0.3, 0.9, 500), rng.integers(1, 100, 500)
     better = base + 0.004 + rng.normal(0, 0.01, 500)
     paired = ranking.paired_bootstrap(better, base, weights)
-    assert paired.above_zero and paired.low < 0.004 < paired.high
+    assert 0.0 < paired.low < 0.004 < paired.high
     assert ranking.bootstrap_interval(better, weights).low < ranking.bootstrap_interval(base, weights).high
-    assert not ranking.paired_bootstrap(base, better, weights).above_zero
+    assert ranking.paired_bootstrap(base, better, weights).low < 0.0
     assert ranking.paired_bootstrap(base, base, weights) == ranking.Interval(0.0, 0.0, 0.0)
 
 

@@ -30,7 +30,9 @@ def batch(rng, masked=0.0):
 
 @functools.cache
 def make_one(**kwargs):
-    return jax.device_get(jax.jit(lambda key: embedding_table.init(key, V, D, scale=0.1, **kwargs))(jax.random.key(0)))
+    return jax.device_get(
+        jax.jit(lambda key: embedding_table.init_table(key, V, D, scale=0.1, **kwargs))(jax.random.key(0))
+    )
 
 
 def make(**kwargs):
@@ -60,14 +62,14 @@ def test_untouched_rows_keep_their_bits_and_touched_ones_do_not():
     np.testing.assert_array_equal(np.asarray(before.accumulator) != np.asarray(after.accumulator), changed)
 
 
-@pytest.mark.parametrize("nobody", [V, V + 7, -1])
-def test_masked_ids_are_ignored_even_with_nan_gradients(nobody):
+@pytest.mark.parametrize("no_one", [V, V + 7, -1])
+def test_masked_ids_are_ignored_even_with_nan_gradients(no_one):
     ids, grads = batch(np.random.default_rng(3))
-    padded = np.concatenate([np.full(9, nobody, np.int32), ids])
+    padded = np.concatenate([np.full(9, no_one, np.int32), ids])
     noise = np.concatenate([np.full((9, D), np.nan, np.float32), grads])
     with_padding = row_update(make(), padded, noise, RATE, EPS)
     jax.tree.map(np.testing.assert_array_equal, with_padding, row_update(make(), ids, grads, RATE, EPS))
-    np.testing.assert_array_equal(lookup(make(), jnp.array([nobody])), np.zeros((1, D)))
+    np.testing.assert_array_equal(lookup(make(), jnp.array([no_one])), np.zeros((1, D)))
 
 
 def test_order_of_ids_does_not_matter():
@@ -112,7 +114,7 @@ def step_by_table(state, ids, target):
 
 def table_sized_operations(step, num_rows):
     """Names of the operations of the jaxpr that make an array as long as the table."""
-    state = jax.eval_shape(lambda: embedding_table.init(jax.random.key(0), num_rows, 16, 0.1))
+    state = jax.eval_shape(lambda: embedding_table.init_table(jax.random.key(0), num_rows, 16, 0.1))
     ids, target = jax.ShapeDtypeStruct((8, 4), jnp.int32), jax.ShapeDtypeStruct((8, 4, 16), jnp.float32)
     names = []
 
@@ -151,7 +153,7 @@ def test_a_larger_vocabulary_shares_rows_by_hash():
 
 def test_a_large_table_is_normal_and_made_without_copies():
     def make_large(key):
-        return embedding_table.init(key, embedding_table.MANY_ROWS, 4, scale=0.5)
+        return embedding_table.init_table(key, embedding_table.MANY_ROWS, 4, scale=0.5)
 
     rows = np.asarray(jax.jit(make_large)(jax.random.key(0)).rows, np.float64) / 0.5
     n = rows.size
@@ -195,7 +197,7 @@ def test_bfloat16_rows_follow_float32_ones_over_many_small_steps():
     rng = np.random.default_rng(5)
     for _ in range(400):
         ids, grads = batch(rng)
-        grads = 0.01 * (grads + 1.0)  # always one way, in steps that are small beside the rows
+        grads = 0.01 * (grads + 1.0)  # always one way, in steps that are small next to the rows
         full, half = update(full, ids, grads, 0.003, EPS), update(half, ids, grads, 0.003, EPS)
     touched = np.arange(0, 40, 2)
     moved = np.asarray(full.rows)[touched] - np.asarray(make().rows)[touched]
@@ -217,9 +219,9 @@ def test_no_gradient_of_the_size_of_the_table():
 
 def test_errors_name_the_numbers():
     with pytest.raises(ValueError, match="table of 0 rows"):
-        embedding_table.init(jax.random.key(0), 0, 4, 0.1)
+        embedding_table.init_table(jax.random.key(0), 0, 4, 0.1)
     with pytest.raises(ValueError, match="initial_accumulator is -1"):
-        embedding_table.init(jax.random.key(0), 3, 4, 0.1, -1)
+        embedding_table.init_table(jax.random.key(0), 3, 4, 0.1, -1)
     with pytest.raises(AssertionError):
         row_update(make(), jnp.zeros(3, jnp.int32), jnp.zeros((4, D)), RATE)
 
@@ -233,7 +235,7 @@ V, D, M = 4096, 16, 64
 rng = np.random.default_rng(0)
 ids, grads = rng.integers(0, 300, M).astype(np.int32), rng.normal(size=(M, D)).astype(np.float32)
 partitioner = Partitioner()
-start = jax.device_get(embedding_table.init(jax.random.key(0), V, D, 0.1))  # not on a device: the steps donate
+start = jax.device_get(embedding_table.init_table(jax.random.key(0), V, D, 0.1))  # not on a device: the steps donate
 start_on_device = jax.tree.map(jnp.array, start)
 expected = rowwise.row_update(start_on_device, ids, grads, 0.3, 1e-8)
 for where in (partitioner.replicated_sharding, partitioner.data_sharding):

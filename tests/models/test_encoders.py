@@ -107,7 +107,7 @@ def encode(config, state, batch, items, key=None):
 def training_scores(config, state, batch, items, r):
     encodings = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
     known = acting.critics_of(state, config)
-    return acting.act(config, state.params["actor"], known, r.z, r.memory_mean, encodings).scores
+    return acting.apply_actors(config, state.params["actor"], known, r.z, r.memory_mean, encodings).scores
 
 
 def request_at(batch, t):
@@ -135,7 +135,7 @@ def test_serving_sees_what_training_saw(fields):
     items, batch = tiny.make_items(), tiny.make_batch()
     r = encode(config, state, batch, items)
     trained, read = np.asarray(training_scores(config, state, batch, items, r)), np.asarray(r.memory_mean)
-    served = policy.make(state, items, config)
+    served = policy.make_actor_ranker(state, items, config)
     all_scores = jax.jit(functools.partial(policy.all_scores, config))
     score = jax.jit(served.score)
     observe = jax.jit(served.observe)
@@ -202,17 +202,17 @@ def test_item_encoding_holds_a_one_the_row_of_the_id_and_the_features():
     rows = state.tables["id"].rows[items.embedding_id[videos]]
     np.testing.assert_array_equal(e[:, 1 : 1 + CONFIG.id_dim], rows)
     np.testing.assert_array_equal(e[:, -2:], items.features[videos])
-    np.testing.assert_allclose(policy.catalogue_encodings(state, items, CONFIG)[videos], e, atol=1e-6)
+    np.testing.assert_allclose(policy.item_encodings(state, items, CONFIG)[videos], e, atol=1e-6)
 
 
 def test_encodings_in_blocks_cover_the_whole_catalogue(monkeypatch):
     items, state = tiny.make_items(), tiny.make_state()
     whole = encode_videos(CONFIG, state.params["encoder"], state.tables, items, np.arange(30))
     monkeypatch.setattr(embeddings, "_BLOCK", 7)  # 30 videos: 5 blocks of 6
-    blocks = policy.catalogue_encodings.__wrapped__(state, items, CONFIG)
+    blocks = policy.item_encodings.__wrapped__(state, items, CONFIG)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
     monkeypatch.setattr(embeddings, "_BLOCK", 8)  # 4 blocks of 8, the last one padded
-    np.testing.assert_allclose(policy.catalogue_encodings.__wrapped__(state, items, CONFIG), whole, atol=1e-6)
+    np.testing.assert_allclose(policy.item_encodings.__wrapped__(state, items, CONFIG), whole, atol=1e-6)
 
 
 def test_user_state_ends_with_profile_and_context():
@@ -230,10 +230,10 @@ def test_blindness_hides_entries_and_keeps_their_means():
     features, profile = np.asarray(items.features)[shown], np.asarray(batch.profile)[:, None]
 
     @jax.jit
-    def seen(blind, key=None):
+    def seen(feature_dropout, key=None):
         inputs = representation.gather(batch, items)
         rows = embeddings.lookup(state.tables, inputs.ids)
-        return representation.encode(CONFIG, state.params["encoder"], rows, inputs, key, blind)
+        return representation.encode(CONFIG, state.params["encoder"], rows, inputs, key, feature_dropout)
 
     r = seen(0.25, jax.random.key(5))
     np.testing.assert_array_equal(r.z[..., -2:], batch.context)

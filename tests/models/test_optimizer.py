@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmrf_jax.models.encoder_config import EncoderConfig
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 
 CONFIG = EncoderConfig(learning_rate=0.1, weight_decay=0.25)
 PARAMS = {name: np.array([1.0, 2.0], np.float32) for name in ("encoder", "critic", "actor")}

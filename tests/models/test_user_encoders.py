@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from mmrf_jax.models import encoders, user_encoders
-from mmrf_jax.models.sequence import Shown
+from mmrf_jax.models.sequence import EncodedExposure
 
 B, T, H, W = 3, 6, 7, 3
 F, D = tiny.CONFIG.feedback_dim, tiny.CONFIG.dim + tiny.SPEC.item_features
@@ -24,7 +24,7 @@ def config_of(encoder):
 @functools.cache
 def params_of(encoder):
     """Random parameters, none of them 0."""
-    shapes = jax.eval_shape(lambda key: encoders.init(key, config_of(encoder), tiny.SPEC), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: encoders.init_encoder(key, config_of(encoder), tiny.SPEC), jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), shapes)
 
@@ -36,7 +36,7 @@ def exposures():
 
     def shown(*shape, **fields):
         items, feedback = rng.normal(size=(*shape, D)), rng.normal(size=(*shape, F))
-        return Shown(np.float32(items), np.float32(feedback), **fields)
+        return EncodedExposure(np.float32(items), np.float32(feedback), **fields)
 
     mask = rng.random((B, T, K)) < 0.7
     mask[0, 2] = mask[1, :2] = mask[2, -1] = False

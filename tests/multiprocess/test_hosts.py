@@ -1,4 +1,4 @@
-"""Several processes as one run: the same numbers, told to stop, and one of them killed."""
+"""Several processes as one run: the same numbers, asked to stop, and one of them killed."""
 
 import functools
 import os
@@ -30,7 +30,7 @@ def child(process: subprocess.Popen, number: int) -> int:
 
 @pytest.fixture(scope="session")
 def pair(launch, args, once) -> Path:
-    """The run folder of the job run by two processes from start to end, and what they said beside it."""
+    """The run folder of the job run by two processes from start to end, and what they said in it."""
 
     def run(folder: Path) -> None:
         done = launch.ok("train", *args, f"--workdir={folder / 'run'}", processes=2)
@@ -64,7 +64,7 @@ def stopped(
     return process.wait()
 
 
-#: Where each start is told to stop; each goes on where the one before has saved.
+#: Where each start is asked to stop; each resumes from what the one before has saved.
 PHASES = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offline", "report")
 
 
@@ -75,9 +75,9 @@ def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, t
         log = tmp_path / f"{number}.log"
         before = max(steps(workdir), default=0)
         # The report is the first process's alone; the signals take turns over all.
-        told = 0 if phase == "report" else number % processes
+        asked = 0 if phase == "report" else number % processes
         by = (signal.SIGTERM, signal.SIGINT)[number // 2 % 2]
-        code = stopped(launch, args, workdir, log, phase, processes, told, by)
+        code = stopped(launch, args, workdir, log, phase, processes, asked, by)
         assert code == 75, f"{phase}\n{log.read_text()[-3000:]}"
         assert (workdir / "results.json").exists() == (phase == "report") and not (workdir / "report.html").exists()
         saved = re.search(r"saved step (\d+)", log.read_text())
@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_elsewhere(processes, devices, launch, args, stopp
     rest = [(here, there) for here, there in zip(*fitted, strict=True) if step < here["step"] < rounds_end(reference)]
     assert len(rest) > 2
     for here, there in rest:
-        for name in ("loss/click", "loss/watch_time", "loss/stay"):
+        for name in ("loss/click", "loss/watch_time", "loss/continuation"):
             assert here[name] == pytest.approx(there[name], rel=1e-3), (here["step"], name)
 
 
@@ -161,7 +161,7 @@ def test_each_process_killed_in_turn(launch, args, pair, tmp_path):
 
 @pytest.mark.nightly
 def test_logs_that_stay_on_the_devices(launch, args, reference, tmp_path):
-    """Four devices of two processes learn as one does; a run that is told to stop resumes to the bit."""
+    """Four devices of two processes learn as one does; a run that is asked to stop resumes to the bit."""
     args = (*args, "--config.train.log_on_device=True")
     launch.ok("train", *args, f"--workdir={tmp_path / 'four'}", processes=2, devices=2)
     launch.ok("train", *args, f"--workdir={tmp_path / 'one'}")

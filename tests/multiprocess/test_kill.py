@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 class Moment:
     """Where a process is killed: right before the Nth call of a function, and what the folder must hold by then.
 
-    Each start goes on where the kill before left it, so counts are of calls since the newest committed checkpoint.
+    Each start resumes where the kill before left it, so counts are of calls since the newest committed checkpoint.
     """
 
     phase: str  # the last that the process has announced
@@ -35,13 +35,13 @@ class Moment:
 ROLLOUT = "mmrf_jax.envs.rollout.unroll"  # of a block of requests of the log
 FIT, UPDATE = "mmrf_jax.training.steps.fit_step", "mmrf_jax.training.steps.update_step"
 MEASURE = "mmrf_jax.models.feedback_model.fitting.measure"  # between the two
-GAP = "mmrf_jax.training.evaluate.model_exploitation_gap"  # at the end of a round
+GAP = "mmrf_jax.training.simulated_tests.model_exploitation_gap"  # at the end of a round
 NEXT = "mmrf_jax.training.train_state.next_round"  # right before the round's end is saved
 SERVER = "mmrf_jax.training.train_state.behavior_state"  # right after
 COMMIT = "mmrf_jax.checkpointing.integrity.write"  # in the background: all is written, nothing committed
 SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit
-SERVE = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # an arm of the A/B test
-SCORE = "mmrf_jax.training.predictions.evaluate"  # offline
+SERVE = "mmrf_jax.abtest.simulate.rollout_user_metrics"  # an arm of the A/B test
+SCORE = "mmrf_jax.training.predictions.score_and_predict"  # offline
 WRITE = "mmrf_jax.io.files.write_json"  # starts.json first in each start, then learned.json or results.json
 SYNC = "os.fsync"  # of a temporary file, then of its folder: starts.json, the A/B test's users, then results.json
 
@@ -119,13 +119,13 @@ def course(launch, reference, args, tmp_path_factory) -> list[tuple[float, tuple
     process = launch.start("train", *args, "--config.checkpoint_every=1", f"--workdir={workdir}", log=log)
     found: list[tuple[float, tuple[int, int]]] = []
 
-    def judged() -> bool:
+    def evaluated() -> bool:
         at = place(workdir, log)
         if steps(workdir) and (not found or at > found[-1][1]):
             found.append((time.monotonic(), at))
         return (workdir / "results.json").exists()
 
-    assert wait_until(process, judged), log.read_text()[-3000:]
+    assert wait_until(process, evaluated), log.read_text()[-3000:]
     assert process.wait() == 0
     assert_same(workdir, reference)
     return found

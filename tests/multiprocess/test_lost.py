@@ -13,7 +13,7 @@ from processes import HANG, ROOT, TINY
 
 pytestmark = pytest.mark.slow
 
-#: What a host has of its own: Python runs this before anything else.
+#: What a host has alone: Python runs this before anything else.
 SITE = """
 import socket, time
 socket.gethostname = lambda: "host-{index}"
@@ -21,7 +21,7 @@ for name in ("time", "time_ns"):
     now, ahead = getattr(time, name), {hours} * 3600 * (10**9 if name == "time_ns" else 1)
     setattr(time, name, lambda now=now, ahead=ahead: now() + ahead)
 """
-STEP = "mmrf_jax.abtest.simulate.rollout_metrics_of_users"  # of an arm
+STEP = "mmrf_jax.abtest.simulate.rollout_user_metrics"  # of an arm
 
 
 def free_port() -> int:
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def start(launch, folder: Path, port: int, index: int, name: str, *args: str, hangs: bool = False) -> subprocess.Popen:
-    """One of two processes, on a host of its own; what it says goes to the file `said` in the host's folder."""
+    """One of two processes, on a separate host; what it says goes to the file `said` in the host's folder."""
     host = folder / f"host{index}"
     host.mkdir(parents=True)
     (host / "sitecustomize.py").write_text(SITE.format(index=index, hours=-30 * index))

@@ -42,5 +42,5 @@ def test_a_log_read_as_it_is_trained_on(launch, args, tmp_path):
     after = [(here, there) for here, there in zip(rows(two), rows(whole), strict=True) if there["step"] > 4]
     assert {row["phase"] for _, row in after} == {"fit", "train"} and len(after) > 15
     for here, there in after:
-        for name in there.keys() & {"loss/click", "loss/stay", "loss/like"}:
+        for name in there.keys() & {"loss/click", "loss/continuation", "loss/like"}:
             assert here[name] == pytest.approx(there[name], rel=2e-3), (here["step"], name)

@@ -114,7 +114,7 @@ def test_calibration_by_hand():
     assert sum(d["rows"] for d in report["by_decile"]) == 5
     assert sum(d["rows"] * d["predicted"] for d in report["by_decile"]) == pytest.approx(2)
     assert sum(d["rows"] * d["actual"] for d in report["by_decile"]) == pytest.approx(2)
-    table = behavior_policy.format_table(report | {"random": 0.5})
+    table = behavior_policy.format_calibration(report | {"random": 0.5})
     # The two smallest propensities, (1/2)(1/8) + (1/2)(1/3) and (1/2)(2/8) + (1/2)(1/3), share the first bin.
     assert table.splitlines()[2] == "| 1 | 0.26042 | 0.00000 | 0.000 |" and "50.00 %" in table
 

@@ -17,6 +17,11 @@ CAPS = (0.5, 1.0, 2.0, 10.0, math.inf)
 TIGHT = {"rtol": 1e-9, "atol": 1e-12}
 
 
+def stochastic_log_prob(scores, slate):
+    """Of the stochastic ranker of any method."""
+    return propensity.log_prob(propensity.standardised(scores), slate)
+
+
 @pytest.fixture
 def few(monkeypatch):
     """Cases by hand are of a few users."""
@@ -109,16 +114,17 @@ def test_probabilities_by_hand():
     mean = propensity.expectation(scores, np.array([[2, 0, -1]]), np.array([[[8.0], [16.0], [0.0]]]))
     np.testing.assert_allclose(mean[..., 0], [[5.0, 40 / 3, 16.0]])
     # Scores of standard deviation 1 around 0 are what they are; equal ones are a uniform ranker.
-    np.testing.assert_allclose(propensity.standardised(np.array([[1.0, -1.0], [7.0, 7.0]])), [[1, -1], [0, 0]])
-    uniform = propensity.stochastic_log_prob(np.full((1, 4), 0.1), np.array([[1, 3]]))
+    for library in (propensity, ops):  # in NumPy, and in JAX
+        np.testing.assert_allclose(library.standardised(np.array([[1.0, -1.0], [7.0, 7.0]])), [[1, -1], [0, 0]])
+    uniform = stochastic_log_prob(np.full((1, 4), 0.1), np.array([[1, 3]]))
     np.testing.assert_allclose(np.exp(uniform), [[1 / 4, 1 / 3]])
 
 
 def test_the_served_ranker_knows_neither_shift_nor_scale():
     rng = np.random.default_rng(1)
     scores, slate = rng.normal(size=(20, 9)), random_slates(rng, 20, 9, 3)
-    got = propensity.stochastic_log_prob(scores, slate)
-    np.testing.assert_allclose(propensity.stochastic_log_prob(1e4 + 300.0 * scores, slate), got, rtol=1e-8)
+    got = stochastic_log_prob(scores, slate)
+    np.testing.assert_allclose(stochastic_log_prob(1e4 + 300.0 * scores, slate), got, rtol=1e-8)
     np.testing.assert_allclose(propensity.log_prob(scores - 5.0, slate), propensity.log_prob(scores, slate), rtol=1e-9)
     assert not np.allclose(propensity.log_prob(3.0 * scores, slate), propensity.log_prob(scores, slate), rtol=1e-2)
 
@@ -370,7 +376,7 @@ def test_intervals_that_events_cannot_carry_are_none_with_a_reason(users):
         np.arange(n // 2), 2 * np.arange(n // 2 + 1), np.zeros(n), reward, 0.9, ("rare", "often"), draws=50
     )
     assert json.loads(json.dumps([result, sessions], allow_nan=False)) == [result, sessions]
-    text = estimators.format_table({"video": result, "session": sessions})
+    text = estimators.format_estimates({"video": result, "session": sessions})
     for part, there in ((result, users), (sessions, -(-users // 2))):
         for estimator in ("logged", "ips", "ncis", "dr") if part is result else ("logged", "ips", "ncis"):
             for signal in ("rare", "often"):
@@ -390,7 +396,7 @@ def test_table_names_units_caps_and_signals(few):
     units["slate"] = estimators.estimate(
         estimators.LoggedDecisions(rows.user_id, rows.log_weight, rows.reward), ("a", "b")
     )
-    weights, values = estimators.format_table(units).split("\n\n")
+    weights, values = estimators.format_estimates(units).split("\n\n")
     assert len(weights.splitlines()) == 2 + 2 * 7 and len(values.splitlines()) == 2 + 2 * 2
     assert values.splitlines()[0].endswith("NCIS, cap 50 | NCIS, cap inf |")
     entry = units["video"]["signals"]["b"]

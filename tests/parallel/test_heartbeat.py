@@ -176,7 +176,7 @@ def test_which_process_hangs(beats, guilty):
 
 
 def test_the_place_of_a_process_is_a_line_of_ours():
-    """The main thread calls us back from `progress.check`, and waits for another that looks where it is."""
+    """The main thread calls us back from `progress.check_interrupted`, and waits for another that looks where it is."""
     found = []
 
     def look() -> None:
@@ -186,6 +186,6 @@ def test_the_place_of_a_process_is_a_line_of_ours():
 
     look()
     with progress.interruptible(look):
-        progress.check()
+        progress.check_interrupted()
     assert found[0] == {"at": "", "waits": False, "compiles": False}
     assert re.fullmatch(r"io/progress\.py:\d+ \(check\)", found[1]["at"])

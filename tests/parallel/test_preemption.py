@@ -90,7 +90,7 @@ def test_what_is_ignored_stays_ignored():
 
 
 def test_no_handler_of_any_error_takes_it():
-    """A report that fails is said and no more; one that is told to stop stops."""
+    """A report that fails is said and no more; one that is asked to stop stops."""
     assert not issubclass(preemption.Preempted, Exception)
 
 
@@ -114,12 +114,12 @@ import os, signal, sys, threading
 from mmrf_jax.parallel import preemption
 number = int(sys.argv[1])
 with preemption.watching():
-    def told():
+    def reported():
         os.kill(os.getpid(), number)
         while "second" not in open(sys.argv[2]).read():
             pass
         os.kill(os.getpid(), number)
-    threading.Thread(target=told).start()
+    threading.Thread(target=reported).start()
     signal.sigwait([signal.SIGUSR1])  # no place at which Python looks for signals
 """
 

@@ -17,7 +17,7 @@ config = dataclasses.replace(tiny.CONFIG, optimizer="sgd")
 plan = steps.TrainConfig("mmrf", config, tiny.FEEDBACK, rounds=1, closed_loop=True, slates=1)
 items, ones = tiny.make_items(spec), jnp.ones(9)
 batches = [tiny.make_batch(seed, spec=spec) for seed in range(3)]
-init = lambda key: steps.init(key, plan, spec, items, 0.3 * ones, ones, ones)
+init = lambda key: steps.init_train_state(key, plan, spec, items, 0.3 * ones, ones, ones)
 
 def learned(devices):
     partitioner = Partitioner(jax.devices()[:devices])

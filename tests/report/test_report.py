@@ -10,7 +10,7 @@ from pages import NASTY, Page
 from mmrf_jax.report import charts, page, palette, sections
 from mmrf_jax.signals import SHORT_VIDEO
 
-SECTIONS = ["ab-test", "offline", "fidelity", "curves", "attention", "conflict", "explorer", "settings"]
+SECTIONS = ["ab-test", "offline", "model-quality", "curves", "attention", "conflict", "explorer", "settings"]
 
 
 def make_run(**changes) -> sections.Run:
@@ -39,7 +39,7 @@ def make_run(**changes) -> sections.Run:
                 },
             },
             "offline": {"click": {"gauc": 0.6282, "gauc_agent": 0.6264, "ci95": [0.61, 0.64], "eligible_users": 4045}},
-            "fidelity": {"click": {"model": figure | {"by_decile": bins}, "agents": figure | {"by_decile": bins}}},
+            "model_quality": {"click": {"model": figure | {"by_decile": bins}, "agents": figure | {"by_decile": bins}}},
         },
         "source": {},
         "explained": {
@@ -78,8 +78,8 @@ def test_every_section_is_there_and_figures_are_the_results():
     assert "0.6282[0.6100, 0.6400]0.6264" in offline and "4,045" in offline
     assert "1,234" in found.sections["attention"] and "1,234" in found.sections["conflict"]
     assert "1.2.3" in found.sections["settings"] and "before its folder recorded" in found.sections["settings"]
-    told = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
-    assert "width=device-width" in told["content"]
+    viewport = next(a for tag, a in found.elements if tag == "meta" and a.get("name") == "viewport")
+    assert "width=device-width" in viewport["content"]
 
 
 def test_bold_is_better_or_worse_by_metric_and_section():
@@ -90,14 +90,14 @@ def test_bold_is_better_or_worse_by_metric_and_section():
         results["ab_test"]["mmrf"][name] = more
     results["offline"]["click"]["against"] = {"popularity": {"gauc": 0.6, "diff": 0.02, "diff_ci95": [0.01, 0.03]}}
     minus = {"logloss": {"diff": -0.1, "ci95": [-0.2, -0.1]}}
-    results["fidelity"]["click"]["agents"]["model_minus"] = minus
+    results["model_quality"]["click"]["agents"]["model_minus"] = minus
     found = Page(page.build(make_run(results=results, rows=[])))
     ab = found.sections["ab-test"]
     assert "followsper video2+20.00 % better[+10.00, +30.00]1" in ab
     assert "hatesper videoless is better2+20.00 % worse[+10.00, +30.00]1" in ab
     assert "Gini index of exposuresless is better2+20.00 % worse[+10.00, +30.00]1" in ab
     assert "0.6000+0.0200 better[+0.0100, +0.0300]" in found.sections["offline"]
-    assert "−0.1000 better[−0.2000, −0.1000]" in found.sections["fidelity"]
+    assert "−0.1000 better[−0.2000, −0.1000]" in found.sections["model-quality"]
     cells = [a.get("class") for tag, a in found.elements if tag == "td"]
     assert cells.count("better") == 3 and cells.count("worse") == 3
 
@@ -169,16 +169,16 @@ def test_what_a_run_does_not_have_is_explained():
     assert "because of co" in found.sections["attention"] and "because of co" in found.sections["conflict"]
     assert drawn(found) == drawn(Page(plain())) - 2  # the critics' conflict stays
 
-    nobody = run.explained | {name: {"missing": "a single ranker"} for name in ("attention", "actors", "encoder")}
-    results = {name: value for name, value in run.results.items() if name not in ("ab_test", "fidelity")}
+    alone = run.explained | {name: {"missing": "a single ranker"} for name in ("attention", "actors", "encoder")}
+    results = {name: value for name, value in run.results.items() if name not in ("ab_test", "model_quality")}
     config = run.config | {"method": "myopic", "source": "kuairand"}
-    found = Page(page.build(make_run(explained=nobody, results=results, config=config)))
-    assert "logs alone" in found.sections["ab-test"] and "method=myopic" in found.sections["fidelity"]
+    found = Page(page.build(make_run(explained=alone, results=results, config=config)))
+    assert "logs alone" in found.sections["ab-test"] and "method=myopic" in found.sections["model-quality"]
     assert "a single ranker" in found.sections["attention"] and "a single ranker" in found.sections["conflict"]
 
     found = Page(page.build(make_run(results={}, rows=[])))
     assert list(found.sections) == SECTIONS
-    for name in ("ab-test", "offline", "fidelity"):
+    for name in ("ab-test", "offline", "model-quality"):
         assert "results.json is not there yet" in found.sections[name]
     assert "no steps" in found.sections["curves"]
 
@@ -276,9 +276,9 @@ def test_shares_are_dots_on_their_logarithmic_axis():
 
 
 def test_series_differ_without_colour():
-    looks = [palette.style(i) for i in range(20)]
-    assert len({look["marker"] for look in looks[:4]}) == len({look["dash"] for look in looks[:4]}) == 4
-    assert len({tuple(look.values()) for look in looks}) == 20
+    styles = [palette.style(i) for i in range(20)]
+    assert len({look["marker"] for look in styles[:4]}) == len({look["dash"] for look in styles[:4]}) == 4
+    assert len({tuple(look.values()) for look in styles}) == 20
 
 
 def test_a_dark_page_has_a_colour_for_each_that_would_not_show():

@@ -10,7 +10,7 @@ from mmrf_jax.serving import artifact, ranker, traffic
 
 @pytest.fixture(scope="session")
 def mmrf(once):
-    """(plan, state, folder) that nobody may change: copy it first."""
+    """(plan, state, folder) that no one may change: copy it first."""
     return *exporting.planned(), once("mmrf", lambda folder: exporting.exported(folder / "mmrf")) / "mmrf"
 
 
@@ -26,7 +26,7 @@ def other(once):
 
 @pytest.fixture(scope="session")
 def named(once):
-    """An artefact of string ids and named features that nobody may change."""
+    """An artefact of string ids and named features that no one may change."""
     return once("named", lambda folder: exporting.exported_with_names(folder / "named")) / "named"
 
 

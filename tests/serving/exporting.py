@@ -24,7 +24,7 @@ def run_state(plan: steps.TrainConfig) -> TrainState:
     ones = jnp.ones(len(SHORT_VIDEO))
 
     def start():
-        return steps.init(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
+        return steps.init_train_state(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
 
     rng = np.random.default_rng(0)
 
@@ -65,7 +65,7 @@ def exported_with_names(folder: Path) -> Path:
     names = {
         "item": [encoder("price", mean=[2.0], std=[4.0]), encoder("age", mean=[0.0], std=[2.0], log=True)],
         "profile": [encoder("points", mean=[1.0], std=[1.0]), encoder("sex", "category", vocabulary=["f"])],
-        "context": named_features.plain(["hour"]),
+        "context": named_features.plain_encoders(["hour"]),
     }
     about = {"config": {"method": "mmrf"}, "unknown_video": 0, "names": names}
     export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), NAMES, state, about, USERS, VOCABULARIES)

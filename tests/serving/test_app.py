@@ -20,7 +20,7 @@ def served(named, few_sizes, tmp_path_factory):
 
     def make():
         settings = Settings(named, log, max_candidates=8, max_new_items=20)
-        return app.make(Service(settings), guard.Limits(seconds=60.0, token=TOKEN))
+        return app.make_app(Service(settings), guard.Limits(seconds=60.0, token=TOKEN))
 
     with in_thread.served(make) as client:
         client.token = TOKEN

@@ -80,7 +80,7 @@ def test_headers_must_come_in_time(port):
         made.sendall(GOOD[:20])
         assert "did not come within 2 s" in refused(rest(made), b"408")
     with connected(port) as made:
-        assert rest(made) == b""  # who says nothing is told nothing
+        assert rest(made) == b""  # who says nothing is answered nothing
 
 
 def test_the_next_request_of_a_connection_must_come_in_time(port):

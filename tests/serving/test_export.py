@@ -156,7 +156,7 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
 
     @jax.jit
     def live(model, request, history):
-        known = network.encode_catalogue(model, items, plan.feedback)
+        known = network.encode_items(model, items, plan.feedback)
         params = learned.FeedbackParams(
             params=model.params,
             encodings=known,
@@ -174,14 +174,14 @@ def test_the_feedback_model_predicts_as_it_does_live(mmrf, users, candidates, sh
         carried = learned._start(params, history)
         here = at(each, each, jnp.expm1(request.context[:, -1]), carried)
         predicted = learned.predict(params, here, request.candidates)
-        stay = network.continue_probability(predicted, exposed)
+        stay = network.continue_prob(predicted, exposed)
         return known, carried.outer, network.expected(plan.feedback, predicted, model.scale), stay
 
     known, outer, feedback, stay = live(state.feedback, request, history)
     np.testing.assert_allclose(encodings, known, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(memory["outer"], outer, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out["feedback"], feedback, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(out["stay"], stay, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out["continue_prob"], stay, rtol=1e-5, atol=1e-6)
 
 
 def test_what_an_artefact_holds(mmrf):

@@ -118,6 +118,6 @@ def test_the_token_is_asked_for():
             assert status == 401 and headers[b"www-authenticate"] == b"Bearer"
         assert (await ask(asgi, "/metrics"))[0] == 401
         assert (await ask(asgi, "/healthz"))[0] == (await ask(asgi, "/"))[0] == 200
-        assert len(app.bodies) == 3  # nobody else came through
+        assert len(app.bodies) == 3  # no one else came through
 
     asyncio.run(run())

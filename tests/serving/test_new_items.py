@@ -39,7 +39,7 @@ def asked(user: int, candidates, **fields) -> Asked:
 
 
 def trained_with(folder, item) -> artifact.Artifact:
-    """The artefact as if the item had been in its catalogue, without an embedding of its own."""
+    """The artefact as if the item had been in its catalogue, without a separate embedding."""
     loaded = artifact.load(folder)
     row = {"video_id": item["id"], "author": item["author"], "tag": 0, "duration": item["duration"], "embedding_id": 0}
     row["features"] = [item["features"]]

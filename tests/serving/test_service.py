@@ -146,8 +146,8 @@ def test_a_history_is_taken_of_new_users_only(settings):
             plain = await s.rank(asked(11))
             same = await s.rank(dataclasses.replace(asked(11), user=12))
             np.testing.assert_allclose(same.scores["watch_time"], plain.scores["watch_time"], rtol=1e-4)
-            told = await s.rank(dataclasses.replace(asked(11), user=13, history=history))
-            assert np.abs(plain.scores["watch_time"] - told.scores["watch_time"]).max() > 0.01
+            reported = await s.rank(dataclasses.replace(asked(11), user=13, history=history))
+            assert np.abs(plain.scores["watch_time"] - reported.scores["watch_time"]).max() > 0.01
             again = await s.rank(dataclasses.replace(asked(11), history=history, new_session=True))
             np.testing.assert_allclose(again.scores["watch_time"], plain.scores["watch_time"], rtol=1e-5)
 
@@ -406,14 +406,16 @@ def test_feedback_is_acknowledged_when_it_is_on_the_disk(settings, monkeypatch):
                 real(file)
 
             monkeypatch.setattr(os, "fdatasync", slow)
-            told = [asyncio.create_task(s.feedback(f"e{i}", slate.request, *answers(slate), False)) for i in range(3)]
+            reported = [
+                asyncio.create_task(s.feedback(f"e{i}", slate.request, *answers(slate), False)) for i in range(3)
+            ]
             again = asyncio.create_task(s.feedback("e0", slate.request, *answers(slate), False))
             while not reached.is_set():
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)
-            assert not any(task.done() for task in [*told, again])  # one that was sent twice waits too
+            assert not any(task.done() for task in [*reported, again])  # one that was sent twice waits too
             let.set()
-            assert await asyncio.gather(*told) == [True] * 3 and not await again
+            assert await asyncio.gather(*reported) == [True] * 3 and not await again
 
     asyncio.run(run())
 

@@ -91,7 +91,7 @@ def test_a_store_is_made_of_the_log(log, tmp_path):
 
 
 def test_users_may_change_while_they_are_written(log, tmp_path):
-    """Rows that say more than the position beside them: what a start takes twice changes nothing."""
+    """Rows that say more than the position next to them: what a start takes twice changes nothing."""
     _, records = log
     with feedback_log.Writer(tmp_path / "live", SHORT_VIDEO) as writer:
         store = users.UserStore(tmp_path / "s", tmp_path / "live", SHORT_VIDEO, HISTORY)

@@ -10,12 +10,17 @@ import pytest
 from mmrf_jax.envs import collect
 from mmrf_jax.ope import estimators, propensity
 from mmrf_jax.sweeps import off_policy_study
-from mmrf_jax.training import configs, sources
+from mmrf_jax.training import configs, restore
 
 WORLD = {"num_videos": 2_000, "candidates": 20, "slate": 3, "history": 5, "max_requests": 8, "seed": 0}
 POLICIES = {"production": ("production", 1.0), "myopic": ("oracle_myopic", 0.5), "uniform": ("random", 1.0)}
 
 NAMES = sorted(POLICIES)  # as a config keeps them
+
+
+def stochastic_log_prob(scores, slate):
+    """Of the stochastic ranker of any method."""
+    return propensity.log_prob(propensity.standardised(scores), slate)
 
 
 def make_config(**fields):
@@ -38,7 +43,7 @@ def make_config(**fields):
 @pytest.fixture(scope="module")
 def simulated():
     config = make_config()
-    source, key = sources.from_config(configs.run_of(config.run.to_dict()), None), jax.random.key(3)
+    source, key = restore.open_source(configs.run_of(config.run.to_dict()), None), jax.random.key(3)
     scores = off_policy_study.rankers_of(source)
     weights = off_policy_study.mixes(config.policies, list(scores))
     return source, key, *off_policy_study.simulate_logs(source, scores, key, weights, users=300, requests=2)
@@ -54,7 +59,6 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
         first_user=off_policy_study._LOG_USERS,
         num_sessions=300,
         day=0,
-        k=3,
         keep_scores=True,
     )
     early = np.concatenate([np.arange(a, min(a + 2, b)) for a, b in zip(log.offsets, log.offsets[1:], strict=False)])
@@ -64,7 +68,7 @@ def test_its_logs_are_those_that_collecting_gives(simulated):
     user = np.repeat(log.user_id, np.diff(log.offsets))[early] - off_policy_study._LOG_USERS
     np.testing.assert_array_equal(rows["user"], np.repeat(user, 3))
     scores, slate = log.scores[early], log.slate[early]
-    ratio = propensity.stochastic_log_prob(scores, slate) - propensity.log_prob(scores, slate)
+    ratio = stochastic_log_prob(scores, slate) - propensity.log_prob(scores, slate)
     np.testing.assert_allclose(rows["log_weight"][:, NAMES.index("production")], ratio.ravel(), atol=2e-3)
     left = np.tile(-np.log([20.0, 19.0, 18.0]), len(early))
     uniform = left - propensity.log_prob(scores, slate).ravel()
@@ -100,7 +104,7 @@ def test_summary_by_hand():
 
 @pytest.mark.slow
 def test_a_study_writes_its_tables(tmp_path):
-    table = off_policy_study.run(make_config(), tmp_path)
+    table = off_policy_study.run_error_study(make_config(), tmp_path)
     assert json.loads((tmp_path / "table.json").read_text()) == table
     assert "production" in table["close"] and "uniform" not in table["close"]
     entry = table["estimators"]["watch_time"]["ncis"]["inf"]["uniform"]
@@ -115,10 +119,10 @@ def test_a_study_writes_its_tables(tmp_path):
     ("fields", "message"),
     [
         ({"policies": {"other": ("random", 1.0)}}, "no policy is named production"),
-        ({"policies": POLICIES | {"x": ("nobody", 1.0)}}, "policy x has an unknown ranker 'nobody'; choose among"),
+        ({"policies": POLICIES | {"x": ("no one", 1.0)}}, "policy x has an unknown ranker 'no one'; choose among"),
         ({"log_users": 1}, "config.log_users is 1; use --config.log_users=2"),
     ],
 )
 def test_refuses_what_cannot_be_compared(fields, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        off_policy_study.run(make_config(**fields), tmp_path)
+        off_policy_study.run_error_study(make_config(**fields), tmp_path)

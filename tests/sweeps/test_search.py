@@ -43,7 +43,7 @@ def test_every_trial_is_a_run_of_its_parameters(tmp_path):
         seen[folder.name] = config
         return config.agents.learning_rate
 
-    trials = search.run(make_config(), tmp_path, measure)
+    trials = search.run_search(make_config(), tmp_path, measure)
     assert [trial["run"] for trial in trials] == [f"runs/{n:03d}" for n in range(6)]
     for trial in trials:
         run, given = seen[f"{trial['number']:03d}"], trial["params"]
@@ -62,23 +62,23 @@ def test_every_trial_is_a_run_of_its_parameters(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_finished_search_has_nothing_to_do_and_more_trials_continue_it(sampler, tmp_path):
-    first = search.run(make_config(sampler=sampler, trials=3), tmp_path, rate)
+    first = search.run_search(make_config(sampler=sampler, trials=3), tmp_path, rate)
 
     def never(config, folder):
         raise AssertionError("nothing is left")
 
-    assert search.run(make_config(sampler=sampler, trials=3), tmp_path, never) == first
-    more = search.run(make_config(sampler=sampler), tmp_path, rate)
+    assert search.run_search(make_config(sampler=sampler, trials=3), tmp_path, never) == first
+    more = search.run_search(make_config(sampler=sampler), tmp_path, rate)
     assert more[:3] == first and len(more) == 6
-    assert params(more) == params(search.run(make_config(sampler=sampler), tmp_path / "at once", rate))
+    assert params(more) == params(search.run_search(make_config(sampler=sampler), tmp_path / "at once", rate))
 
 
 def test_a_search_in_object_storage_is_the_one_on_a_disk(tmp_path):
     """Its journal has a part for each entry; two that share it never take one number."""
     out = files.user_path(f"memory://bucket/{tmp_path.name}", "--out")
-    first = search.run(make_config(trials=2), out, rate)
-    assert first == search.run(make_config(trials=2), tmp_path / "disk", rate)
-    more = search.run(make_config(trials=3), out, rate)
+    first = search.run_search(make_config(trials=2), out, rate)
+    assert first == search.run_search(make_config(trials=2), tmp_path / "disk", rate)
+    more = search.run_search(make_config(trials=3), out, rate)
     assert more[:2] == first and len(more) == 3
     assert (out / "table.md").read_text().startswith("3 of 3 trials: 3 finished")
     one, other = search._Parts(out / "journal"), search._Parts(out / "journal")
@@ -101,11 +101,11 @@ def test_an_interrupted_trial_is_finished_first_in_its_folder_with_its_parameter
         return config.agents.learning_rate
 
     with pytest.raises(Killed):
-        search.run(make_config(), tmp_path, measure)
-    trials = search.run(make_config(), tmp_path, measure)
+        search.run_search(make_config(), tmp_path, measure)
+    trials = search.run_search(make_config(), tmp_path, measure)
     assert [name for name, _ in calls] == ["000", "001", "002", "002", "003", "004", "005"]
     assert calls[2] == calls[3] and [trial["state"] for trial in trials] == ["finished"] * 6
-    assert params(trials) == params(search.run(make_config(), tmp_path / "whole", rate))
+    assert params(trials) == params(search.run_search(make_config(), tmp_path / "whole", rate))
 
 
 #: A worker: OUT, trials, and the trial in which it kills itself. It appends every trial that it measures to OUT/log.
@@ -126,7 +126,7 @@ def measure(config, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     return config.agents.learning_rate
 
-search.run(config, out, measure)
+search.run_search(config, out, measure)
 """
 
 
@@ -144,10 +144,12 @@ def measured(out: Path) -> list[str]:
 def test_a_killed_process_leaves_its_trial_to_the_next(tmp_path):
     out = tmp_path / "search"
     assert worker(out, 4, dies="001").wait() == -signal.SIGKILL
-    trials = search.run(make_config(trials=4), out, lambda config, folder: config.agents.learning_rate)
+    trials = search.run_search(make_config(trials=4), out, lambda config, folder: config.agents.learning_rate)
     assert measured(out) == ["000", "001"]
     assert [trial["state"] for trial in trials] == ["finished"] * 4
-    whole = search.run(make_config(trials=4), tmp_path / "whole", lambda config, folder: config.agents.learning_rate)
+    whole = search.run_search(
+        make_config(trials=4), tmp_path / "whole", lambda config, folder: config.agents.learning_rate
+    )
     assert trials == whole
 
 
@@ -159,7 +161,7 @@ def test_processes_share_the_trials(tmp_path):
     assert sorted(measured(out)) == [f"{n:03d}" for n in range(12)]  # each once
     trials = json.loads((out / "trials.json").read_text())["trials"]
     assert [trial["state"] for trial in trials] == ["finished"] * 12
-    assert params(trials) == params(search.run(make_config(trials=12), tmp_path / "alone", rate))
+    assert params(trials) == params(search.run_search(make_config(trials=12), tmp_path / "alone", rate))
 
 
 def test_a_trial_of_a_living_process_is_left_alone(tmp_path):
@@ -168,19 +170,19 @@ def test_a_trial_of_a_living_process_is_left_alone(tmp_path):
 
     def measure(config, folder):
         if folder.name == "000" and not inside:
-            inside.append(search.run(make_config(trials=3), tmp_path, measure))
+            inside.append(search.run_search(make_config(trials=3), tmp_path, measure))
         return config.agents.learning_rate
 
-    trials = search.run(make_config(trials=3), tmp_path, measure)
+    trials = search.run_search(make_config(trials=3), tmp_path, measure)
     assert [trial["state"] for trial in inside[0]] == ["not finished", "finished", "finished"]
     assert [trial["state"] for trial in trials] == ["finished"] * 3
 
 
 def test_a_torn_line_of_the_journal_is_cut_off(tmp_path):
-    search.run(make_config(trials=2), tmp_path, rate)
+    search.run_search(make_config(trials=2), tmp_path, rate)
     with (tmp_path / "search.journal").open("ab") as journal:
         journal.write(b'{"op_code": 5, "wor')
-    assert [trial["state"] for trial in search.run(make_config(trials=3), tmp_path, rate)] == ["finished"] * 3
+    assert [trial["state"] for trial in search.run_search(make_config(trials=3), tmp_path, rate)] == ["finished"] * 3
 
 
 def test_rungs():
@@ -207,7 +209,7 @@ def test_asha_by_hand(tmp_path):
         return float(at[folder.name][config.alternation.rounds])
 
     config = make_config(trials=4, pruner="asha", reduction=2, **{"run.alternation.rounds": 4})
-    trials = search.run(config, tmp_path, measure)
+    trials = search.run_search(config, tmp_path, measure)
     assert calls == [(name, rounds) for name, values in at.items() for rounds in values]
     assert [trial["state"] for trial in trials] == ["finished", "pruned", "pruned", "finished"]
     assert [trial["value"] for trial in trials] == [5.0, 4.0, 3.0, 9.0]
@@ -219,7 +221,7 @@ def test_finished_trials_rank_by_value_whatever_their_rounds(tmp_path):
     config = make_config(trials=8)
     with config.unlocked():
         config.space = {"alternation": {"rounds": {"low": 1, "high": 8}}}
-    trials = search.run(config, tmp_path, lambda config, folder: float(config.alternation.rounds))
+    trials = search.run_search(config, tmp_path, lambda config, folder: float(config.alternation.rounds))
     values = [trial["value"] for trial in trials]
     assert len(set(values)) > 2 and all(type(trial["params"]["alternation.rounds"]) is int for trial in trials)
     for direction in ("maximize", "minimize"):
@@ -239,8 +241,8 @@ def test_asha_resumes_at_its_rung(tmp_path):
 
     config = make_config(trials=2, pruner="asha", reduction=2, **{"run.alternation.rounds": 2})
     with pytest.raises(Killed):
-        search.run(config, tmp_path, measure)
-    trials = search.run(config, tmp_path, measure)
+        search.run_search(config, tmp_path, measure)
+    trials = search.run_search(config, tmp_path, measure)
     assert calls == [("000", 1), ("000", 2), ("000", 2), ("001", 1)]
     assert [trial["state"] for trial in trials] == ["finished", "pruned"]
 
@@ -264,7 +266,7 @@ def test_a_run_that_diverges_fails_alone(tmp_path):
             raise FloatingPointError("steps 1 to 9: the loss is not finite")
         return config.agents.learning_rate
 
-    trials = search.run(make_config(trials=3), tmp_path, measure)
+    trials = search.run_search(make_config(trials=3), tmp_path, measure)
     assert [trial["state"] for trial in trials] == ["finished", "failed", "finished"]
     assert trials[1]["error"] == "steps 1 to 9: the loss is not finite" and trials[1]["value"] is None
 
@@ -274,16 +276,16 @@ def test_a_run_that_is_refused_ends_the_search_once(tmp_path):
         raise ValueError("no log there")
 
     with pytest.raises(ValueError, match="no log there"):
-        search.run(make_config(trials=3), tmp_path, refuse)
-    trials = search.run(make_config(trials=3), tmp_path, rate)
+        search.run_search(make_config(trials=3), tmp_path, refuse)
+    trials = search.run_search(make_config(trials=3), tmp_path, rate)
     assert [trial["state"] for trial in trials] == ["failed", "finished", "finished"]
 
 
 def test_another_search_in_the_folder_is_refused(tmp_path):
-    search.run(make_config(trials=1), tmp_path, rate)
-    search.run(make_config(trials=1, **{"run.log_every": 7}), tmp_path, rate)  # may change, as in a run
+    search.run_search(make_config(trials=1), tmp_path, rate)
+    search.run_search(make_config(trials=1, **{"run.log_every": 7}), tmp_path, rate)  # may change, as in a run
     with pytest.raises(ValueError, match=r"config\.space\.agents\.polyak\.low was 0.01, now 0.02; use another --out"):
-        search.run(make_config(trials=2, **{"space.agents.polyak.low": 0.02}), tmp_path, rate)
+        search.run_search(make_config(trials=2, **{"space.agents.polyak.low": 0.02}), tmp_path, rate)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_a_bad_space_is_refused(space, message, tmp_path):
     with config.unlocked():
         config.space = space
     with pytest.raises(ValueError, match=message) as error:
-        search.run(config, tmp_path / "out", rate)
+        search.run_search(config, tmp_path / "out", rate)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
@@ -326,7 +328,7 @@ def test_a_bad_space_is_refused(space, message, tmp_path):
 )
 def test_a_search_that_would_fail_does_not_begin(field, value, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        search.run(make_config(**{field: value}), tmp_path / "out", rate)
+        search.run_search(make_config(**{field: value}), tmp_path / "out", rate)
     assert not list(tmp_path.iterdir())
 
 
@@ -335,7 +337,7 @@ def test_rounds_are_not_searched_by_asha(tmp_path):
     with config.unlocked():
         config.space = {"alternation": {"rounds": [2, 3]}}
     with pytest.raises(ValueError, match="rounds are the rungs of asha"):
-        search.run(config, tmp_path / "out", rate)
+        search.run_search(config, tmp_path / "out", rate)
 
 
 def test_the_metric_is_a_path():
@@ -360,8 +362,10 @@ def test_the_metric_is_of_the_run_s_own_arm_or_of_the_validation_days(monkeypatc
         arms = {"production": {"watch_time": {"mean": 1.0}}, "mmrf": {"watch_time": {"mean": 2.5}}}
         return {"ab_test": arms, "valid": {"click": {"gauc": 0.9}}}
 
-    monkeypatch.setattr(search.train, "train", trained)
-    monkeypatch.setattr(search.sweep, "measure_run", lambda config, folder, name: {"click": {"gauc": 0.6}, "of": name})
+    monkeypatch.setattr(search.train, "train_run", trained)
+    monkeypatch.setattr(
+        search.measurements, "measure_run", lambda config, folder, name: {"click": {"gauc": 0.6}, "of": name}
+    )
     assert search._measure("ab_test.{method}.watch_time.mean")(one, tmp_path) == 2.5
     assert search._measure("valid.click.gauc")(one, tmp_path) == 0.6
     assert asked == [(2, tmp_path, True)] * 2
@@ -377,7 +381,7 @@ def test_choices_may_be_tuples(tmp_path):
         seen.add(config.ab_test.arms)
         return 0.0
 
-    search.run(config, tmp_path, measure)
+    search.run_search(config, tmp_path, measure)
     assert seen == {("production",), ("production", "random")}
 
 
@@ -389,7 +393,7 @@ def test_the_page_has_the_best_finished_trials(tmp_path):
         files.write_json(folder / "config.json", configs.as_dict(config))
         return config.agents.learning_rate
 
-    trials = search.run(make_config(trials=3), tmp_path, measure)
+    trials = search.run_search(make_config(trials=3), tmp_path, measure)
     page = (tmp_path / "compare.html").read_text()
     best = search.ranked(trials, "maximize")[0]
     assert f"Differences are to {best['number']:03d}, the first." in page and "The best 3 finished trials" in page
@@ -398,5 +402,5 @@ def test_the_page_has_the_best_finished_trials(tmp_path):
 def test_without_optuna_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(extras.MissingExtra, match=r"^optuna is not installed; pip install"):
-        search.run(make_config(), tmp_path / "out", rate)
+        search.run_search(make_config(), tmp_path / "out", rate)
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import table_ablation
 from mmrf_jax.io import files
-from mmrf_jax.sweeps import sweep, work_queue
+from mmrf_jax.sweeps import measurements, study, sweep, work_queue
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,14 +122,14 @@ def test_processes_share_the_runs_of_a_study_and_the_last_writes_the_table(monke
         (place,) = runs_of_task
         if not trained:
             trained.append(place)
-            inside.append(sweep.run(config, out, runs))
+            inside.append(sweep.run_study(config, out, runs))
             assert not (out / "table.json").exists()
         elif not (place / "learned.json").exists():
             trained.append(place)
         learned(place)
 
     monkeypatch.setattr(sweep.train, "train_runs", train)
-    table = sweep.run(config, out, runs)
+    table = sweep.run_study(config, out, runs)
     assert inside == [None] and len(trained) == len(set(trained)) == 8
     assert table is not None and set(table["model_exploitation_gap"]) == {"mmrf", "co", "da", "ns"}
     assert json.loads((out / "table.json").read_text())["runs"] == table["runs"]
@@ -139,12 +139,12 @@ def test_an_ab_test_waits_for_the_runs_of_its_seed_alone(monkeypatch, tmp_path):
     """Another process trains a run of seed 1, so the A/B test of seed 0 is all that can be done, once."""
     config, out, runs = a_study(tables=("ab_test",)), tmp_path / "out", tmp_path / "runs"
     tested: list[int] = []
-    table = sweep.TABLES["ab_test"]._replace(measure=lambda study, seed: tested.append(seed) or {})
-    monkeypatch.setitem(sweep.TABLES, "ab_test", table)
+    table = measurements.TABLES["ab_test"]._replace(measure=lambda study, seed: tested.append(seed) or {})
+    monkeypatch.setitem(measurements.TABLES, "ab_test", table)
     monkeypatch.setattr(sweep.train, "train_runs", lambda runs, brief: [learned(place) for place in runs])
-    taken = sweep.folder(sweep.run_config(config, "ns", 1), runs).name
+    taken = study.run_place(study.run_config(config, "ns", 1), runs).name
     claim = runs / ".claims" / taken
     claim.mkdir(parents=True)
     with files.held(claim):
-        assert sweep.run(config, out, runs) is None
+        assert sweep.run_study(config, out, runs) is None
     assert tested == [0] and not (runs / taken).exists()

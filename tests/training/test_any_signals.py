@@ -20,7 +20,7 @@ from mmrf_jax.io.progress import counted
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving import api
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, evaluate, restore, sources, train
+from mmrf_jax.training import arms, config_sections, configs, log_source, restore, simulated_tests, sources, train
 
 SMALL = {"dim": 12, "id_dim": 4}
 IDS = 7 * np.arange(random_logs.SPEC.num_videos, dtype=np.int64) + 1_000
@@ -31,12 +31,12 @@ def make_config(**changes) -> configs.Run:
     run = configs.Run(
         source="kuairand",  # any source of logs alone
         world=None,
-        data=configs.KuaiRandData(dir="logs", **sizes),
-        alternation=configs.Alternation(rounds=1, closed_loop=False),
-        feedback=configs.Feedback(**SMALL, batch=16),
+        data=config_sections.KuaiRandData(dir="logs", **sizes),
+        alternation=config_sections.Alternation(rounds=1, closed_loop=False),
+        feedback=config_sections.Feedback(**SMALL, batch=16),
         agents=AgentConfig(**SMALL, counterfactual_weight=1.0),
-        train=configs.Train(batch=16, segment=3, candidates=0),
-        ab_test=configs.ABTest(sessions=64, arms=("logged", "random")),
+        train=config_sections.Train(batch=16, segment=3, candidates=0),
+        ab_test=config_sections.ABTest(sessions=64, arms=("logged", "random")),
         log_every=1,
     )
     return dataclasses.replace(run, **changes)
@@ -48,7 +48,7 @@ def signals(request):
 
 
 @pytest.fixture
-def log_source(signals, monkeypatch):
+def source_of_logs(signals, monkeypatch):
     """Logs of these signals, where a run expects KuaiRand's."""
 
     def make(config):
@@ -60,19 +60,14 @@ def log_source(signals, monkeypatch):
         return sources.Source(
             items=jax.tree.map(jax.numpy.asarray, random_logs.make_items()),
             spec=any_signals.make_spec(signals),
-            sim=None,
-            policies={},
-            truth=None,
-            collect=None,
             train=logs["train"],
             valid=logs["valid"],
             test=lambda: {"test": logs["test"]()},
-            report={},
             config=config,
             video_ids=lambda: IDS,
         )
 
-    monkeypatch.setattr(sources, "_kuairand", make)
+    monkeypatch.setattr(log_source, "of_kuairand", make)
 
 
 async def visit(settings: Settings, signals, number: int) -> None:
@@ -81,19 +76,19 @@ async def visit(settings: Settings, signals, number: int) -> None:
     await service.start()
     for i in range(number):
         slate = await service.rank(Asked(5, IDS[rng.permutation(50)[:12]], rng.normal(size=1).astype(np.float32), k=3))
-        told = any_signals.make_feedback(rng, (3,), signals)
-        await service.feedback(str(i), slate.request, slate.videos, told, left=i == number - 1)
+        reported = any_signals.make_feedback(rng, (3,), signals)
+        await service.feedback(str(i), slate.request, slate.videos, reported, left=i == number - 1)
     await service.close()
 
 
 @pytest.mark.slow
-def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
+def test_from_logs_to_the_service_and_back(signals, source_of_logs, tmp_path):
     config, partitioner, spec = make_config(), Partitioner(), any_signals.make_spec(signals)
-    result = train.train(config, tmp_path / "run")
+    result = train.train_run(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Ranking of held-out sessions" in page
     assert bool(re.search(r'"seconds": ?null', page)) == (not signals.of_kind("duration"))  # of the explorer
-    assert set(result["fidelity"]) == set(signals.names)
+    assert set(result["model_quality"]) == set(signals.names)
     numeric = {f"{name}_{kind}" for name in signals.numeric_names for kind in ("median", "xauc")}
     assert set(result["offline"]) == {*signals.binary_names, *numeric}
     assert json.loads((tmp_path / "run" / "results.json").read_text())["signals"] == signals.as_dict()
@@ -102,7 +97,7 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
     learned = make_config(simulator="feedback", simulator_checkpoint=str(tmp_path / "run"))
     source = restore.source_of(learned, partitioner)
     own = arms.policy_of(str(tmp_path / "run"), source, partitioner)
-    tested = evaluate.compare(learned, source, source.policies | {"mmrf": own}, partitioner)
+    tested = simulated_tests.run_ab_test(source, source.policies | {"mmrf": own}, partitioner)
     assert set(signals.names) <= set(tested["ab_test"]["mmrf"]) and summary.describe(tested)
     assert statistics.main_metric(tested) == signals.main
 
@@ -117,8 +112,8 @@ def test_from_logs_to_the_service_and_back(signals, log_source, tmp_path):
     log, report = feedback_sessions.read(tmp_path / "served", spec, feedback_log.rows_by_id(IDS), counted)
     log.validate(spec)
     assert (log.num_sessions, log.num_requests, report["feedback"]) == (1, 4, 4)
-    rng, told = np.random.default_rng(0), []
+    rng, reported = np.random.default_rng(0), []
     for _ in range(4):
         rng.permutation(50), rng.normal(size=1)
-        told.append(any_signals.make_feedback(rng, (3,), signals))
-    np.testing.assert_array_equal(log.feedback, np.stack(told))
+        reported.append(any_signals.make_feedback(rng, (3,), signals))
+    np.testing.assert_array_equal(log.feedback, np.stack(reported))

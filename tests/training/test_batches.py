@@ -14,7 +14,7 @@ from mmrf_jax.training import batches, configs, on_device
 DISCOUNT, SESSIONS = 0.9, 900
 
 
-def rate(progress: float) -> float:
+def lr_scale(progress: float) -> float:
     return 1.0 - 0.3 * progress
 
 
@@ -46,7 +46,7 @@ def both(log, blocks):
 
 def test_an_example_is_like_any_batch(both):
     """Programs are compiled for it before there is a log."""
-    example = batches.example(SPEC, 32, 3)
+    example = batches.example_batch(SPEC, 32, 3)
     for data in both:
         batch = data.get("train", 0, 0)
         assert jax.tree.structure(batch) == jax.tree.structure(example)
@@ -115,12 +115,12 @@ def test_a_phase_goes_on_from_any_of_its_steps(both):
     for data in both:
         per_epoch = data.per_epoch("train")
         done = per_epoch - 1
-        with batches.PhaseIterator(data, "train", 1, 2, done, rate) as phase:
+        with batches.PhaseIterator(data, "train", 1, 2, done, lr_scale) as phase:
             assert (phase.position, phase.total) == (done, 2 * per_epoch)
             for at, (batch, factor) in zip((done, done + 1), phase, strict=False):
-                assert (phase.position, factor) == (at + 1, np.float32(rate(at / (2 * per_epoch))))
+                assert (phase.position, factor) == (at + 1, np.float32(lr_scale(at / (2 * per_epoch))))
                 np.testing.assert_array_equal(batch.slate, data.get("train", 1, at).slate)
-        with batches.PhaseIterator(data, "train", 1, 2, 2 * per_epoch, rate) as phase:
+        with batches.PhaseIterator(data, "train", 1, 2, 2 * per_epoch, lr_scale) as phase:
             assert not list(phase)
 
 
@@ -140,14 +140,14 @@ def test_a_log_on_the_devices_gives_the_same_steps_and_waits_for_no_host(log):
         assert per_epoch == held.per_epoch(part)
         for done in (0, per_epoch - 2):
             with (
-                batches.PhaseIterator(held, part, 1, 2, done, rate) as wanted,
-                batches.PhaseIterator(there, part, 1, 2, done, rate) as found,
+                batches.PhaseIterator(held, part, 1, 2, done, lr_scale) as wanted,
+                batches.PhaseIterator(there, part, 1, 2, done, lr_scale) as found,
             ):
                 for _ in range(4):
                     (batch, factor), (same, same_factor) = next(wanted), next(found)
                     assert found.position == wanted.position and float(same_factor) == float(factor)
                     same_bits(same, batch)
-    with batches.PhaseIterator(there, "train", 1, 1, 0, rate) as phase:
+    with batches.PhaseIterator(there, "train", 1, 1, 0, lr_scale) as phase:
         next(phase)
         with jax.transfer_guard("disallow"):
             assert len(list(phase)) == there.per_epoch("train") - 1
@@ -166,7 +166,7 @@ def test_a_log_on_the_devices_gives_the_same_steps_and_waits_for_no_host(log):
 )
 def test_batches_are_spread_over_rows_and_a_short_one_is_padded(log, rows, chosen):
     index = sessions.segment_index(log, 3)[:rows]
-    found = list(batches.spread(log, index, 3, size=3, most=2))
+    found = list(batches.spread_batches(log, index, 3, size=3, most=2))
     assert len(found) == len(chosen)
     for batch, numbers in zip(found, chosen, strict=True):
         np.testing.assert_array_equal(batch.user_id, log.user_id[index[numbers, 0]])

@@ -16,7 +16,7 @@ def make_run(path: Path, seed: int = 0) -> Path:
 
 
 def names(folders, runs_dir=Path("none")):
-    runs, notes = comparison.load(folders, runs_dir)
+    runs, notes = comparison.load_runs(folders, runs_dir)
     return [run.name for run in runs], notes
 
 
@@ -25,8 +25,8 @@ def test_runs_are_read_with_what_they_have(tmp_path):
     (one / "results.json").write_text('{"train": {}}')
     (one / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')  # it is still learning
     blocks = [{"watch_time": np.ones(2), "user_id": np.arange(2), "exposures": np.ones((1, 9))}] * 2
-    run_folder.write_users(one, blocks)
-    (first, second), notes = comparison.load([one, two], tmp_path)
+    run_folder.write_user_sums(one, blocks)
+    (first, second), notes = comparison.load_runs([one, two], tmp_path)
     assert (first.name, second.name, notes) == (str(one), str(two), [])  # their folders have the same name
     assert (
         first.results == {"train": {}} and first.rows == [{"step": 1}] and set(first.users) == {"watch_time", "user_id"}

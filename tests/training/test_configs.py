@@ -13,6 +13,7 @@ import pytest
 from experiments import kuairand, table_ablation, table_estimators, world
 from mmrf_jax import fields
 from mmrf_jax.configs import logs
+from mmrf_jax.io import files
 from mmrf_jax.training import configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,13 +30,13 @@ def outside(spec, value):
 def test_every_number_of_an_experiment_has_a_range(name):
     """Of runs, overlays of quick runs and variants: a field that is declared nowhere, or without a range, fails."""
     config = importlib.import_module(f"experiments.{name}").get_config()
-    configs.validate(config.to_dict())
+    configs.validate_config(config.to_dict())
     values = config.to_dict()
-    declared, numbers = configs.specs(values), 0
-    for field, value in configs.flat(values).items():
-        if field.startswith(("policies.", "against.", "space.")):  # `configs.validate` has checked a space
+    declared, numbers = configs.declared_fields(values), 0
+    for field, value in files.flat(values).items():
+        if field.startswith(("policies.", "against.", "space.")):  # `configs.validate_config` has checked a space
             continue
-        spec = configs.declaration(field, declared)
+        spec = configs.declared_field(field, declared)
         assert spec is not None, f"{field} is declared nowhere"
         if fields.kind(spec) in (int, float):
             numbers += 1
@@ -101,7 +102,7 @@ def test_numbers_of_a_config_that_cannot_be(make, field, value, message):
     config = make.get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
-        configs.validate(config.to_dict())
+        configs.validate_config(config.to_dict())
     assert message in str(error.value)
 
 
@@ -112,7 +113,7 @@ def test_a_typed_config_says_what_its_file_says(name):
     run = configs.run_of(given)
     written = json.loads(json.dumps(configs.as_dict(run)))
     assert configs.run_of(written) == run
-    values, plain = configs.flat(given), configs.flat(written)
+    values, plain = files.flat(given), files.flat(written)
 
     def same(x):
         return list(x) if isinstance(x, tuple) else x
@@ -125,25 +126,25 @@ def test_a_typed_config_says_what_its_file_says(name):
 def test_a_quick_config_has_its_overlay_below_what_is_set():
     values = {**world.get_config().to_dict(), "when_quick": {"log_every": 5, "train": {"batch": 8, "epochs": 3}}}
     for overrides in ({"quick": True, "train": {"batch": 16}}, {"quick": True, "train.batch": 16}):
-        resolved = configs.resolve(values, overrides)
+        resolved = configs.resolve_config(values, overrides)
         assert (resolved["log_every"], resolved["train"]["batch"], resolved["train"]["epochs"]) == (5, 16, 3)
         assert resolved["train"]["segment"] == 8 and "when_quick" not in resolved and values["train"]["batch"] == 32
-    assert configs.resolve(values, {"train": {"batch": 16}})["log_every"] == 50
-    assert configs.resolve({**values, "quick": True}, {})["log_every"] == 5
+    assert configs.resolve_config(values, {"train": {"batch": 16}})["log_every"] == 50
+    assert configs.resolve_config({**values, "quick": True}, {})["log_every"] == 5
     for wrong, message in (
         ({"train": {"bacth": 1}}, "unknown config field 'train.bacth'; did you mean batch"),
         ({"trian": {"batch": 1}}, "unknown config field 'trian.batch'; did you mean train"),
         ({"train": 5}, "config field 'train' has fields, set one of them: train.batch, train.candidates"),
     ):
         with pytest.raises(ValueError, match=message):
-            configs.resolve(values, wrong)
+            configs.resolve_config(values, wrong)
 
 
 def test_a_field_that_no_config_has_is_named_with_those_like_it():
     config = world.get_config()
     config.agents.lerning_rate = 0.1
     with pytest.raises(ValueError, match=r"unknown config field 'agents.lerning_rate'; did you mean learning_rate or "):
-        configs.validate(config.to_dict())
+        configs.validate_config(config.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_field_that_no_config_has_is_named_with_those_like_it():
     ],
 )
 def test_advice_for_an_unknown_field(name, advice):
-    text = configs.unknown(name, configs.specs(world.get_config().to_dict()))
+    text = configs.unknown_field(name, configs.declared_fields(world.get_config().to_dict()))
     assert text.startswith(f"unknown config field {name!r}; {advice}")
 
 

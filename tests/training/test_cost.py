@@ -31,7 +31,7 @@ def test_work_for_a_live_request_is_flat():
     longer.
     """
     sim, partitioner = (
-        env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)),
+        env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=2)),
         Partitioner(),
     )
     work = []
@@ -53,9 +53,7 @@ def test_work_for_a_live_request_is_flat():
     for n in (2**10, 2**12, 2**14, 2**16):
         work.clear()
         slots.clear()
-        sums = simulate.rollout_user_metrics(
-            sim, policy, jax.random.key(0), partitioner, first_user=0, num_users=n, day=0, k=3
-        )
+        sums = simulate.rollout_user_metrics(sim, policy, jax.random.key(0), partitioner, user_ids=np.arange(n), day=0)
         jax.effects_barrier()
         needed = sums["requests"].sum() + RESET * n
         cost[n] = sum(work) / needed
@@ -66,10 +64,10 @@ def test_work_for_a_live_request_is_flat():
 
 @pytest.mark.slow
 def test_a_million_users_in_one_call_fit_8_gib(optimised):
-    sim, n = env.make(parameters.WorldConfig()), 2**20
+    sim, n = env.make_world(parameters.WorldConfig()), 2**20
 
     def run(sim, key):
-        return rollout.rollout(sim, production(), key, 0, 0, num_users=n, slots=simulate._SLOTS, k=6)
+        return rollout.rollout(sim, production(), key, 0, 0, num_users=n, slots=simulate._SLOTS)
 
     memory = jax.jit(run).lower(sim, jax.random.key(0)).compile().memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes

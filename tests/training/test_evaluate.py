@@ -9,10 +9,11 @@ import pytest
 from mmrf_jax.metrics import offline
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, evaluate
+from mmrf_jax.training.trained_run import TrainedRun
 
 
 def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypatch):
-    splits = [evaluate.Split(name, dict) for name in ("test", "test_random", "test_frozen")]
+    splits = [evaluate.Split(name, dict) for name in ("test", "test_random", "test_frozen_history")]
     monkeypatch.setattr(evaluate, "_scored_splits", lambda run, with_baselines: splits)
 
     def named(run, split):
@@ -24,23 +25,19 @@ def test_the_test_log_has_the_evaluator_s_name_and_other_logs_are_apart(monkeypa
     def nothing(run, split):
         return None
 
-    monkeypatch.setattr(evaluate, "EVALUATORS", {"offline": named, "fidelity": only_the_test})
+    monkeypatch.setattr(evaluate, "EVALUATORS", {"offline": named, "model_quality": only_the_test})
     monkeypatch.setattr(evaluate, "THOROUGH_EVALUATORS", {"off_policy": only_the_test, "excess_logloss": nothing})
     signals = types.SimpleNamespace(as_dict=lambda: {"main": "play"})
-    run: Any = types.SimpleNamespace(
-        name="run", source=types.SimpleNamespace(sim=None, spec=types.SimpleNamespace(signals=signals))
-    )
-    found = evaluate.evaluate(run, with_baselines=False)
+    run: Any = types.SimpleNamespace(name="run", signals=signals, source=types.SimpleNamespace(sim=None))
+    found = evaluate.evaluate_run(run, with_baselines=False)
     assert found == {
         "signals": {"main": "play"},
         "offline": {"from": "run on test"},
-        "offline_other": {
-            "test_random": {"from": "run on test_random"},
-            "test_frozen": {"from": "run on test_frozen"},
-        },
-        "fidelity": {"from": "run"},
+        "offline/test_random": {"from": "run on test_random"},
+        "offline/test_frozen_history": {"from": "run on test_frozen_history"},
+        "model_quality": {"from": "run"},
     }
-    thorough = evaluate.evaluate(run, thorough=True, with_baselines=False)
+    thorough = evaluate.evaluate_run(run, thorough=True, with_baselines=False)
     assert thorough == found | {"off_policy": {"test": {"from": "run"}}}
 
 
@@ -52,18 +49,20 @@ def test_the_ranking_of_the_validation_days_scores_those_alone(monkeypatch):
     user, video = np.repeat(np.arange(200), 2), np.tile([0, 1], 200)
     rows = offline.Rows(user, video, feedback, np.repeat(scores, 7, axis=1))
     scored = []
-    monkeypatch.setattr(evaluate, "score", lambda *args: scored.append(args) or (rows, {}))
+    monkeypatch.setattr(evaluate, "score_exposures", lambda *args: scored.append(args) or (rows, {}))
     monkeypatch.setattr(evaluate.offline, "exposures", lambda log: rows if log == "train" else None)
     plan: Any = types.SimpleNamespace(agents=configs.Run().agents)
     source: Any = types.SimpleNamespace(
+        config=configs.Run(),
         valid=lambda: "valid",
         train=lambda: "train",
         items=types.SimpleNamespace(duration=np.ones(2)),
         spec=types.SimpleNamespace(signals=SHORT_VIDEO),
     )
-    found = evaluate.ranking_of_valid(configs.Run(), source, plan, "state")
+    run = TrainedRun(source, plan, "state", None)
+    found = evaluate.ranking_of_valid(run)
     assert [args[1] for args in scored] == ["valid"]
     assert found["click"]["gauc"] == 0.75
     source.valid = None
     with pytest.raises(ValueError, match="has no validation days"):
-        evaluate.ranking_of_valid(configs.Run(), source, plan, "state")
+        evaluate.ranking_of_valid(run)

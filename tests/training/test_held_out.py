@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import world
-from mmrf_jax.training import configs, evaluate, sources, train
+from mmrf_jax.training import configs, restore, simulated_tests, train
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkey
     config.ab_test.update({"sessions": 50})
     config.method = "ltr"
     config = configs.run_of(config.to_dict())
-    happened, of_config, compare = [], sources.from_config, evaluate.compare
+    happened, of_config, compare = [], restore.open_source, simulated_tests.run_ab_test
 
     def watched(*args):
         source = of_config(*args)
@@ -34,8 +34,8 @@ def test_the_test_split_is_not_read_before_the_final_evaluation(tmp_path, monkey
         happened.append(("ab_test", True))
         return result
 
-    monkeypatch.setattr(sources, "from_config", watched)
-    monkeypatch.setattr(evaluate, "compare", compared)
-    train.train(config, tmp_path / "run")
+    monkeypatch.setattr(restore, "open_source", watched)
+    monkeypatch.setattr(simulated_tests, "run_ab_test", compared)
+    train.train_run(config, tmp_path / "run")
     assert happened[:2] == [("ab_test", True), ("test", True)]
     assert all(entry == ("test", True) for entry in happened[1:])

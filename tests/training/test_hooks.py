@@ -58,7 +58,7 @@ def test_a_metric_that_is_not_finite_stops_before_the_state_is_saved(keep):
 
 def test_seconds_are_those_of_the_phases_without_compilation():
     now, ahead = [100.0], programs.Ahead()
-    with hooks.Times(ahead, clock=lambda: now[0]) as spent:
+    with hooks.PhaseTimes(ahead, clock=lambda: now[0]) as spent:
         now[0] += 2.0
         spent.begin("collect")
         now[0] += 5.0
@@ -78,4 +78,4 @@ def test_seconds_are_those_of_the_phases_without_compilation():
     assert found == pytest.approx(
         {"compiling": 7.0, "preparing": 2.0, "collecting": 6.0, "fitting": 2.0, "training": 10.0, "evaluating": 8.0}
     )
-    assert hooks.describe(found).startswith("time: 35 s, of which compiling 7, preparing 2, collecting 6,")
+    assert hooks.describe_times(found).startswith("time: 35 s, of which compiling 7, preparing 2, collecting 6,")

@@ -27,8 +27,8 @@ def source(items, ids=None, users=None, unknown=None, names=None, vocabularies=N
 @pytest.mark.parametrize("ids", [None, np.array(["a", "bb"]), np.array([2**60, 1])])
 def test_what_is_written_is_read(ids, tmp_path):
     items = tiny.make_items()
-    inputs.write(tmp_path, inputs.of_source(source(items, ids)))
-    found = inputs.read(tmp_path)
+    inputs.write_inputs(tmp_path, inputs.inputs_of_source(source(items, ids)))
+    found = inputs.read_inputs(tmp_path)
     assert found.spec == tiny.SPEC and found.code == mmrf_jax.__version__
     for field in dataclasses.fields(items):
         np.testing.assert_array_equal(getattr(found.items, field.name), getattr(items, field.name))
@@ -41,8 +41,10 @@ def test_users_and_the_unknown_video_are_kept(tmp_path):
     users = {"user_id": np.array(["", "u1"]), "profile": np.float32([[0, 0, 0], [1, 2, 3]])}
     names = {"context": [{"name": "hour", "kind": "number", "mean": [0.0]}]}
     ids = {"author": np.array(["ann", "bob"]), "tag": np.array([2**40, 7])}
-    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(), np.arange(30), users, 0, names, ids)))
-    found = inputs.read(tmp_path)
+    inputs.write_inputs(
+        tmp_path, inputs.inputs_of_source(source(tiny.make_items(), np.arange(30), users, 0, names, ids))
+    )
+    found = inputs.read_inputs(tmp_path)
     assert found.names == names and found.num_statistics == 0 and found.vocabularies.keys() == ids.keys()
     for name, array in ids.items():
         np.testing.assert_array_equal(found.vocabularies[name], array)
@@ -56,19 +58,19 @@ def test_the_newest_statistics_are_features(tmp_path):
     v = items.num_videos
     table = jnp.arange(3.0 * v * 2).reshape(3, v, 2)
     items = dataclasses.replace(items, dates=jnp.array([1, 2]), statistics=table)
-    inputs.write(tmp_path, inputs.of_source(source(items)))
-    assert inputs.read(tmp_path).num_statistics == 2
-    found = inputs.read(tmp_path).items
+    inputs.write_inputs(tmp_path, inputs.inputs_of_source(source(items)))
+    assert inputs.read_inputs(tmp_path).num_statistics == 2
+    found = inputs.read_inputs(tmp_path).items
     assert found.statistics is None
     np.testing.assert_array_equal(found.features, np.concatenate([items.features, table[-1]], axis=1))
 
 
 def test_a_folder_without_is_an_older_one_and_damage_is_named(tmp_path):
-    assert inputs.read(tmp_path) is None
-    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items())))
+    assert inputs.read_inputs(tmp_path) is None
+    inputs.write_inputs(tmp_path, inputs.inputs_of_source(source(tiny.make_items())))
     kept = (tmp_path / "inputs.npz").read_bytes()
-    inputs.write(tmp_path, inputs.of_source(source(tiny.make_items(seed=1))))  # what is there stays
+    inputs.write_inputs(tmp_path, inputs.inputs_of_source(source(tiny.make_items(seed=1))))  # what is there stays
     assert (tmp_path / "inputs.npz").read_bytes() == kept
     (tmp_path / "inputs.npz").write_bytes(kept[:-100])
     with pytest.raises(ValueError, match=r"inputs\.npz cannot be read .*; remove inputs\.json"):
-        inputs.read(tmp_path)
+        inputs.read_inputs(tmp_path)

@@ -38,8 +38,8 @@ def flat(fn, *trees):
 
 def run_state() -> TrainState:
     agents, zero = tiny.make_state(), jnp.zeros((), jnp.int32)
-    server = {"params": agents.params, "tables": agents.tables}
-    return TrainState(agents, tiny.make_feedback_model(), server, zero, zero, jnp.zeros((2,), jnp.int32))
+    behavior_params = {"params": agents.params, "tables": agents.tables}
+    return TrainState(agents, tiny.make_feedback_model(), behavior_params, zero, zero, jnp.zeros((2,), jnp.int32))
 
 
 def fit():
@@ -58,7 +58,7 @@ def update():
 
 def serve():
     """Sessions of the world, served by the agents."""
-    sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
+    sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4))
     spec = dataclasses.replace(
         tiny.SPEC,
         num_videos=3000,
@@ -69,10 +69,10 @@ def serve():
         profile=parameters.PROFILE,
         context=parameters.CONTEXT,
     )
-    ranker = policy.make(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
+    ranker = policy.make_actor_ranker(tiny.make_state(spec=spec), sim.items, tiny.CONFIG)
 
     def run(sim, weights, key):
-        return rollout.rollout(sim, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8, k=3)
+        return rollout.rollout(sim, ranker.replace(params=weights), key, 0, 0, num_users=20, slots=8)
 
     return run, (sim, ranker.params, jax.random.key(0))
 

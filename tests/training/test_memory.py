@@ -29,7 +29,7 @@ def job():
 def counted(step, job, *more) -> int:
     """Bytes that XLA counts for what a step holds besides its arguments."""
     config, plan, source, shapes, _ = job
-    batch = batches.example(source.spec, BATCH, config.train.segment)
+    batch = batches.example_batch(source.spec, BATCH, config.train.segment)
     jitted = jax.jit(step.__wrapped__, static_argnames="plan", donate_argnums=0, compiler_options=programs._ONCE)
     lowered = jitted.lower(shapes, batch, source.items, plan, np.float32(1.0), *more)
     return lowered.compile().memory_analysis().temp_size_in_bytes
@@ -37,7 +37,7 @@ def counted(step, job, *more) -> int:
 
 @pytest.mark.slow
 def test_the_fit_takes_what_xla_counts(job, optimised):
-    assert memory.estimate(*job).fit == pytest.approx(counted(steps.fit_step, job), rel=0.15)
+    assert memory.estimate_memory(*job).fit == pytest.approx(counted(steps.fit_step, job), rel=0.15)
 
 
 @pytest.mark.nightly
@@ -45,23 +45,23 @@ def test_an_update_takes_what_xla_counts(job, optimised):
     _, plan, source, _, _ = job
     size = (2, source.items.num_videos, encoders.sizes(plan.feedback, source.spec)[1])
     encodings = jax.ShapeDtypeStruct(size, np.float32)
-    assert memory.estimate(*job).update == pytest.approx(counted(steps.update_step, job, encodings), rel=0.15)
+    assert memory.estimate_memory(*job).update == pytest.approx(counted(steps.update_step, job, encodings), rel=0.15)
 
 
 def test_the_parts_of_an_estimate(job):
     config, plan, source, shapes, partitioner = job
-    found = memory.estimate(*job)
+    found = memory.estimate_memory(*job)
     assert found.log == found.collect == 0.0
     arrays = [x for x in jax.tree.leaves(shapes) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
     keys = len(jax.tree.leaves(shapes)) - len(arrays)
     assert found.state == sum(x.size * x.dtype.itemsize for x in arrays) + 8 * keys
     assert found.total == found.state + found.items + max(found.fit, found.update)
-    three = memory.estimate(*job, seeds=3)  # the states one by one and, at the start of a phase, joined
+    three = memory.estimate_memory(*job, seeds=3)  # the states one by one and, at the start of a phase, joined
     assert three.state == 6 * found.state and (three.fit, three.update) == (3 * found.fit, 3 * found.update)
     run = configs.override(
         config, train={"batch": 2 * BATCH, "log_on_device": True}, collect={"sessions": 1_000, "slots": 64}
     )
-    layout, more = Layout.of(source.spec), memory.estimate(run, plan, source, shapes, partitioner)
+    layout, more = Layout.of(source.spec), memory.estimate_memory(run, plan, source, shapes, partitioner)
     assert more.update == 2 * found.update and more.fit == found.fit
     assert more.log == 1_000 * (layout.bytes_per_session + 18 * layout.bytes_per_request)
     assert more.collect == more.log + 64 * 64 * layout.bytes_per_request
@@ -88,12 +88,12 @@ def test_what_does_not_fit_is_refused_with_what_does(job, limit, sizes, message)
     if fit == update:
         fit = 0.0
     half = 2.0**29
-    found = memory.Estimate(half, half, 2 * half, collect, fit, update)
+    found = memory.MemoryEstimate(half, half, 2 * half, collect, fit, update)
     run = configs.override(config, collect={"sessions": 8_192})
-    memory.check(run, found, partitioner)  # a CPU reports no limit
+    memory.check_memory(run, found, partitioner)  # a CPU reports no limit
     with pytest.raises(ValueError, match=message):
-        memory.check(_limited(run, limit), found, partitioner)
-    memory.check(_limited(run, found.total / 2**30), found, partitioner)
+        memory.check_memory(_limited(run, limit), found, partitioner)
+    memory.check_memory(_limited(run, found.total / 2**30), found, partitioner)
 
 
 def _limited(run: configs.Run, limit: float) -> configs.Run:

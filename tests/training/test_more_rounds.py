@@ -21,21 +21,21 @@ TINY = {
 
 def config(rounds: int) -> configs.Run:
     values = packaged.load("world").to_dict()
-    return configs.run_of(configs.resolve(values, {**TINY, "alternation": {"rounds": rounds}}))
+    return configs.run_of(configs.resolve_config(values, {**TINY, "alternation": {"rounds": rounds}}))
 
 
 def state(folder):
     found = configs.run_of(run_folder.read_config(folder))
-    return restore.load_state(found, inputs.read(folder), folder, Partitioner())
+    return restore.load_state(found, inputs.read_inputs(folder), folder, Partitioner())
 
 
 @pytest.mark.slow
 def test_two_and_one_rounds_are_three_at_a_constant_rate(tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "rate", lambda progress: 1.0)
+    monkeypatch.setattr(steps, "lr_scale_at", lambda progress: 1.0)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    wanted = train.train(config(3), whole, brief=True)
-    assert train.train(config(2), parts, brief=True)["train"]["rounds"] == 2
-    assert train.train(config(3), parts, brief=True) == wanted and wanted["train"]["rounds"] == 3
+    wanted = train.train_run(config(3), whole, brief=True)
+    assert train.train_run(config(2), parts, brief=True)["train"]["rounds"] == 2
+    assert train.train_run(config(3), parts, brief=True) == wanted and wanted["train"]["rounds"] == 3
     assert run_folder.read_config(parts) == run_folder.read_config(whole)
     assert not tiny.differences(state(whole), state(parts)) and rows(parts) == rows(whole)
-    assert train.train(config(3), parts, brief=True) == wanted  # finished
+    assert train.train_run(config(3), parts, brief=True) == wanted  # finished

@@ -25,7 +25,7 @@ def test_units_agree_with_loops_over_the_log():
     rng = np.random.default_rng(1)
     weight = np.where(log.slate >= 0, rng.normal(0, 0.4, log.slate.shape), 0.0)
     direct, expected = rng.random((2, *log.feedback.shape))
-    units = off_policy.estimates(log, SHORT_VIDEO.names, weight, 0.9, expected, direct, draws=20)
+    units = off_policy.estimate_units(log, SHORT_VIDEO.names, weight, 0.9, expected, direct, draws=20)
     videos = slates = mass = slate_mass = number = doubly = gain = 0.0
     for s in range(log.num_sessions):
         product = 1.0
@@ -57,25 +57,25 @@ def test_a_log_of_single_videos_has_one_unit():
     slate = log.slate.copy()
     slate[:, 1:] = -1
     log = sessions.freeze_histories(dataclasses.replace(log, slate=slate))
-    assert list(off_policy.estimates(log, SHORT_VIDEO.names, np.zeros(slate.shape), 0.9, draws=5)) == ["video"]
+    assert list(off_policy.estimate_units(log, SHORT_VIDEO.names, np.zeros(slate.shape), 0.9, draws=5)) == ["video"]
 
 
 def test_how_propensities_are_known():
     log, each = scored()
-    kind, got, report = off_policy.propensities(None, log)
+    kind, got, report = off_policy.log_propensities_of(None, log)
     assert kind == "logged" and report is None
     np.testing.assert_allclose(got, each)
     slate = log.slate.copy()
     slate[:, 1:] = -1
     known = np.full(log.num_requests, -math.log(10), np.float32)
     single = dataclasses.replace(log, slate=slate, scores=None, log_propensity=known)
-    kind, got, _ = off_policy.propensities(None, single)
+    kind, got, _ = off_policy.log_propensities_of(None, single)
     assert kind == "known" and (got[:, 0] == known).all() and (got[:, 1:] == 0).all()
 
 
 def test_refuses_propensities_that_do_not_hang_together():
     log, _ = scored()
     with pytest.raises(ValueError, match="from the logged ones; log the scores divided by the temperature"):
-        off_policy.propensities(None, dataclasses.replace(log, scores=2.0 * log.scores))
+        off_policy.log_propensities_of(None, dataclasses.replace(log, scores=2.0 * log.scores))
     with pytest.raises(ValueError, match=f"{log.num_requests} of {log.num_requests} slates.*keep_scores=True"):
-        off_policy.propensities(None, dataclasses.replace(log, scores=None))
+        off_policy.log_propensities_of(None, dataclasses.replace(log, scores=None))

@@ -16,7 +16,17 @@ from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import feedback_log
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.serving.service import Asked, Service, Settings
-from mmrf_jax.training import arms, configs, evaluate, inputs, own_logs, restore, run_folder, sources, train
+from mmrf_jax.training import (
+    arms,
+    config_sections,
+    configs,
+    inputs,
+    own_logs,
+    restore,
+    run_folder,
+    simulated_tests,
+    train,
+)
 
 CONFIG = configs.run_of(experiment.get_config().to_dict())
 
@@ -32,20 +42,20 @@ def log(made):
 
 
 def test_a_config_takes_its_sizes_from_the_log(log, tmp_path):
-    config, same = own_logs.prepare(CONFIG, tmp_path, log)
+    config, same = own_logs.prepare_own_log(CONFIG, tmp_path, log)
     assert same is log and (config.sizes.slate, config.sizes.candidates) == (4, 12)
     assert config.own_logs.digest == log.digest()
     assert configs.run_of(configs.as_dict(config)) == config
     world = configs.Run()
-    assert own_logs.prepare(world, tmp_path, None) == (world, None)
+    assert own_logs.prepare_own_log(world, tmp_path, None) == (world, None)
     with pytest.raises(ValueError, match=r"config.source='world' reads no log that is given; use the config 'logs'"):
-        own_logs.prepare(world, tmp_path, log)
+        own_logs.prepare_own_log(world, tmp_path, log)
     with pytest.raises(ValueError, match=r"log is of type DataFrame; give SessionLog.from_frame\(log, schema\)"):
-        own_logs.prepare(CONFIG, tmp_path, tables.make_log(10)["log"])
+        own_logs.prepare_own_log(CONFIG, tmp_path, tables.make_log(10)["log"])
     with pytest.raises(ValueError, match=r"config.data.slate is 5, and the log has 4; leave it out"):
-        own_logs.prepare(configs.override(CONFIG, data={"slate": 5}), tmp_path, log)
+        own_logs.prepare_own_log(configs.override(CONFIG, data={"slate": 5}), tmp_path, log)
     with pytest.raises(ValueError, match=r"no log to read: config.data.path is empty; use --config.data.path=PATH"):
-        own_logs.prepare(CONFIG, tmp_path, None)
+        own_logs.prepare_own_log(CONFIG, tmp_path, None)
 
 
 def test_a_config_names_the_tables(made, log, tmp_path):
@@ -56,29 +66,29 @@ def test_a_config_names_the_tables(made, log, tmp_path):
     paths = {"path": "log", "item_table": "items", "user_table": "users"}
     data = {field: f"{tmp_path}/{name}.parquet" for field, name in paths.items()} | {"schema": str(schema)}
     data |= {"cache_dir": str(tmp_path / "cache")}
-    first = own_logs.read(configs.OwnLogs(**data), quiet=True)
+    first = own_logs.read_own_log(config_sections.OwnLogs(**data), quiet=True)
     assert first.digest() == log.digest()
-    assert own_logs.read(configs.OwnLogs(**data), quiet=True).folder == first.folder  # is prepared once
-    assert own_logs.read(configs.OwnLogs(path=str(first.folder))).digest() == log.digest()
-    fewer = own_logs.read(configs.OwnLogs(**data, slate=2, candidates=8), quiet=True)
+    assert own_logs.read_own_log(config_sections.OwnLogs(**data), quiet=True).folder == first.folder  # is prepared once
+    assert own_logs.read_own_log(config_sections.OwnLogs(path=str(first.folder))).digest() == log.digest()
+    fewer = own_logs.read_own_log(config_sections.OwnLogs(**data, slate=2, candidates=8), quiet=True)
     assert (fewer.spec.slate, fewer.spec.candidates) == (2, 8)
 
 
 def test_a_source_reads_the_log_of_the_run_folder(log, tmp_path):
     log.save(tmp_path / run_folder.LOG)
-    config, _ = own_logs.prepare(CONFIG, tmp_path, log)
-    source = sources.from_config(config, None, workdir=tmp_path)
+    config, _ = own_logs.prepare_own_log(CONFIG, tmp_path, log)
+    source = restore.open_source(config, None, workdir=tmp_path)
     np.testing.assert_array_equal(source.train().feedback, log.train.feedback)
     np.testing.assert_array_equal(source.test()["test"].candidates, log.test.candidates)
     assert source.video_ids().tolist() == log.item_ids.tolist() and source.unknown_video == 0 and source.sim is None
     with pytest.raises(ValueError, match=r"use --config.data.slate=4 --config.data.candidates=12"):
-        sources.from_config(CONFIG, None, workdir=tmp_path)
+        restore.open_source(CONFIG, None, workdir=tmp_path)
     added = statistics.num_features(log.spec.signals)
     assert source.spec == dataclasses.replace(log.spec, item_features=log.spec.item_features + added)
-    plain = sources.from_config(configs.override(config, data={"statistics": False}), None, workdir=tmp_path)
+    plain = restore.open_source(configs.override(config, data={"statistics": False}), None, workdir=tmp_path)
     assert plain.spec == log.spec and plain.items.statistics is None
     whole = configs.override(config, data={"stream": True})
-    blocks = sources.from_config(whole, None, workdir=tmp_path).blocks()
+    blocks = restore.open_source(whole, None, workdir=tmp_path).blocks()
     assert blocks.read([0]).num_sessions == min(256, log.train.num_sessions) and source.blocks() is None
 
 
@@ -87,12 +97,12 @@ def test_rows_shown_at_random_are_tested_apart_and_learned_from_when_asked(made,
     given = dict.fromkeys(("request", "position", "propensity", "candidates"))
     schema = dataclasses.replace(tables.SCHEMA, **given, random="lottery", slate_size=4, num_candidates=12)
     SessionLog.from_frame(frame, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
-    config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
-    source = sources.from_config(config, None, workdir=tmp_path)
+    config, log = own_logs.prepare_own_log(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
+    source = restore.open_source(config, None, workdir=tmp_path)
     assert source.test().keys() == {"test", "random_test"} and source.spec.context == log.spec.context
     assert source.train().num_sessions == log.train.num_sessions
     config = configs.override(config, data={"random_log": "train"})
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     usual, random = log.train.num_requests, log.part("random_train").num_requests
     assert source.train().context[:, 0].tolist() == [0.0] * usual + [1.0] * random and random > 20
     assert source.spec.context == log.spec.context + 1 and source.names["context"][0]["name"] == "at_random"
@@ -100,17 +110,19 @@ def test_rows_shown_at_random_are_tested_apart_and_learned_from_when_asked(made,
 
 def test_learning_from_random_rows_needs_some(log, made, tmp_path):
     log.save(tmp_path / run_folder.LOG)
-    config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path, log)
+    config, _ = own_logs.prepare_own_log(configs.override(CONFIG, data={"random_log": "train"}), tmp_path, log)
     with pytest.raises(ValueError, match=r"random; use --config.data.random_log=off, or name schema.random"):
-        sources.from_config(config, None, workdir=tmp_path)
+        restore.open_source(config, None, workdir=tmp_path)
     frame = made["log"].with_columns(lottery=pl.int_range(pl.len()) == pl.col(tables.SCHEMA.time).arg_max())
     given = dict.fromkeys(("request", "position", "propensity", "candidates"))
     schema = dataclasses.replace(tables.SCHEMA, **given, random="lottery", slate_size=4, num_candidates=12)
     late = SessionLog.from_frame(frame, schema, items=made["items"], quiet=True)  # a row of the test part alone
     late.save(tmp_path / "late" / run_folder.LOG)
-    config, _ = own_logs.prepare(configs.override(CONFIG, data={"random_log": "train"}), tmp_path / "late", late)
+    config, _ = own_logs.prepare_own_log(
+        configs.override(CONFIG, data={"random_log": "train"}), tmp_path / "late", late
+    )
     with pytest.raises(ValueError, match=r"no row of training was shown at random; use --config.data.random_log=off$"):
-        sources.from_config(config, None, workdir=tmp_path / "late")
+        restore.open_source(config, None, workdir=tmp_path / "late")
 
 
 def served_by_hand(folder, log) -> None:
@@ -154,16 +166,16 @@ def test_the_context_of_a_source_has_the_names_of_the_log_s_columns(made, tmp_pa
     devices = made["log"].with_columns(device=made["log"]["req"].str.slice(-1))
     schema = dataclasses.replace(tables.SCHEMA, context=("device",))
     SessionLog.from_frame(devices, schema, items=made["items"], quiet=True).save(tmp_path / run_folder.LOG)
-    config, log = own_logs.prepare(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
-    source = sources.from_config(config, None, workdir=tmp_path)
+    config, log = own_logs.prepare_own_log(CONFIG, tmp_path, SessionLog.open(tmp_path / run_folder.LOG))
+    source = restore.open_source(config, None, workdir=tmp_path)
     assert [one["name"] for one in source.names["context"]] == ["hour_sin", "hour_cos", "hours_away", "device"]
     assert source.spec.context == 4 + 11 and source.train().context.shape[1] == 15
     assert (
         source.vocabularies["author"].tolist() == log.vocabularies["author"].tolist() == [f"shop{n}" for n in range(7)]
     )
-    kept = inputs.of_source(source)
-    inputs.write(tmp_path, kept)
-    again = inputs.read(tmp_path)
+    kept = inputs.inputs_of_source(source)
+    inputs.write_inputs(tmp_path, kept)
+    again = inputs.read_inputs(tmp_path)
     assert {name: ids.tolist() for name, ids in again.vocabularies.items()} == {
         name: ids.tolist() for name, ids in log.vocabularies.items()
     }
@@ -172,9 +184,9 @@ def test_the_context_of_a_source_has_the_names_of_the_log_s_columns(made, tmp_pa
 def test_a_service_s_log_is_learned_from_with_its_new_items_and_users(log, tmp_path):
     log.save(tmp_path / run_folder.LOG)
     served_by_hand(tmp_path / "served", log)
-    config, _ = own_logs.prepare(CONFIG, tmp_path, log)
+    config, _ = own_logs.prepare_own_log(CONFIG, tmp_path, log)
     config = configs.override(config, data={"served": str(tmp_path / "served")})
-    source = sources.from_config(config, None, workdir=tmp_path)
+    source = restore.open_source(config, None, workdir=tmp_path)
     new = log.spec.num_videos
     assert source.spec.num_videos == source.items.num_videos == new + 1 and source.video_ids()[new] == "i999"
     shop3 = 1 + log.vocabularies["author"].tolist().index("shop3")
@@ -202,7 +214,7 @@ def width(encoder) -> int:
 
 
 def test_a_run_that_fails_before_it_learns_leaves_no_log(log, tmp_path):
-    with pytest.raises(KeyError), run_folder.claimed(tmp_path / "run", {"seed": 0}):
+    with pytest.raises(KeyError), run_folder.claimed_workdir(tmp_path / "run", {"seed": 0}):
         log.save(tmp_path / "run" / run_folder.LOG)
         raise KeyError
     assert not (tmp_path / "run").exists()
@@ -212,7 +224,7 @@ def test_a_run_that_fails_before_it_learns_leaves_no_log(log, tmp_path):
 def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     config = configs.override(CONFIG, train={"batch": 16}, feedback={"batch": 16}, data={"statistics": False})
     config, workdir = dataclasses.replace(config, log_every=2, checkpoint_every=5), tmp_path / "x"
-    results = train.train(config, workdir, brief=True, log=log)
+    results = train.train_run(config, workdir, brief=True, log=log)
     assert {"like", "report", "watch_time_xauc"} <= results["offline"].keys()
     assert SessionLog.open(workdir / run_folder.LOG).digest() == log.digest()
     moved = shutil.move(workdir, tmp_path / "moved")  # complete, wherever it is
@@ -229,13 +241,13 @@ def test_a_log_is_learned_from_and_its_ids_are_ranked(made, log, tmp_path):
     simulated, partitioner = configs.override(simulated, ab_test={"sessions": 8}), Partitioner()
     source = restore.source_of(simulated, partitioner)
     policies = {name: arms.policy_of(name, source, partitioner) for name in ("logged", str(moved))}
-    assert evaluate.compare(simulated, source, policies, partitioner)["ab_test"].keys() == policies.keys()
+    assert simulated_tests.run_ab_test(source, policies, partitioner)["ab_test"].keys() == policies.keys()
     exported = run.export(tmp_path / "artefact")
     assert exported.rank(user="u7", candidates=candidates) == ranked
-    assert train.train(config, moved, brief=True) == results  # needs no table
+    assert train.train_run(config, moved, brief=True) == results  # needs no table
     other = SessionLog.from_frame(made["log"].head(500), tables.SCHEMA, items=made["items"], quiet=True)
     with pytest.raises(ValueError, match=r"was made by another config: config.data.digest was "):
-        train.train(config, moved, brief=True, log=other)
+        train.train_run(config, moved, brief=True, log=other)
 
 
 @pytest.mark.slow
@@ -243,7 +255,7 @@ def test_a_served_run_learns_from_its_feedback(log, tmp_path):
     """From a training to a service that is asked by name, and from its log, with a new item, to the next training."""
     config = configs.override(CONFIG, train={"batch": 16}, feedback={"batch": 16}, data={"statistics": True})
     config = dataclasses.replace(config, log_every=2, checkpoint_every=5)
-    train.train(config, tmp_path / "x", brief=True, log=log)
+    train.train_run(config, tmp_path / "x", brief=True, log=log)
     run = mmrf.load(tmp_path / "x").export(tmp_path / "artefact")
     new = {"id": "i999", "features": {"price": 20.0, "colours": ["red"]}, "author": "shop3", "duration": 7.5}
 
@@ -264,9 +276,9 @@ def test_a_served_run_learns_from_its_feedback(log, tmp_path):
 
     asyncio.run(serve())
     again = configs.override(config, data={"served": str(tmp_path / "served")})
-    results = train.train(again, tmp_path / "again", brief=True, log=log)
+    results = train.train_run(again, tmp_path / "again", brief=True, log=log)
     assert results["train"]["requests_of_last_round"] == 96
     ranked = mmrf.load(tmp_path / "again")
-    rows = inputs.read(tmp_path / "again")
+    rows = inputs.read_inputs(tmp_path / "again")
     assert rows.video_ids[-1] == "i999" and rows.num_statistics == statistics.num_features(log.spec.signals)
     assert sorted(ranked.rank(["i999", "i003"], user="u7")) == ["i003", "i999"]

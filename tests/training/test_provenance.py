@@ -6,12 +6,12 @@ from mmrf_jax.training import provenance
 
 
 def test_each_start_is_kept(tmp_path, monkeypatch):
-    assert provenance.read(tmp_path) == []
+    assert provenance.read_starts(tmp_path) == []
     monkeypatch.setattr(sys, "argv", ["/x/launch/train.py", "--config=a b.py", "--seed=1"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    provenance.record(tmp_path)
-    provenance.record(tmp_path)
-    first, second = provenance.read(tmp_path)
+    provenance.record_start(tmp_path)
+    provenance.record_start(tmp_path)
+    first, second = provenance.read_starts(tmp_path)
     assert first["command"] == second["command"] == "train.py '--config=a b.py' --seed=1"
     assert first["start"].endswith(" UTC") and first["host"] and first["commit"]
 

@@ -13,7 +13,7 @@ from mmrf_jax import random, types
 from mmrf_jax.agents.mmrf import policy
 from mmrf_jax.envs import rollout
 from mmrf_jax.envs.short_video import env, parameters
-from mmrf_jax.training import sources, steps, train_state
+from mmrf_jax.training import simulator_source, steps, train_state
 
 SETTINGS = {
     "x64": functools.partial(jax.enable_x64, True),
@@ -75,14 +75,16 @@ def test_fit_and_update_under_all_settings_at_once():
     items, batch = tiny.make_items(), tiny.make_batch()
     ones = np.ones(tiny.S, np.float32)
     with under(*SETTINGS):
-        state = jax.eval_shape(lambda: steps.init(types.make_key(0), PLAN, tiny.SPEC, items, ones, ones, ones))
+        state = jax.eval_shape(
+            lambda: steps.init_train_state(types.make_key(0), PLAN, tiny.SPEC, items, ones, ones, ones)
+        )
         assert not wide(numbers(state))
-        rate = jnp.float32(1.0)
-        fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, rate=rate)
+        lr_scale = jnp.float32(1.0)
+        fitted = jax.eval_shape(functools.partial(steps.fit_step, plan=PLAN), state, batch, items, lr_scale=lr_scale)
         assert not wide(numbers(fitted))
         encodings = jax.eval_shape(lambda state: steps.precompute_item_embeddings(state, items, PLAN), state)
         updated = jax.eval_shape(
-            functools.partial(steps.update_step, plan=PLAN), state, batch, items, rate=rate, encodings=encodings
+            functools.partial(steps.update_step, plan=PLAN), state, batch, items, lr_scale=lr_scale, encodings=encodings
         )
         assert not wide(numbers(updated))
         assert not wide(numbers(jax.eval_shape(train_state.next_round, state)))
@@ -91,19 +93,19 @@ def test_fit_and_update_under_all_settings_at_once():
 @pytest.mark.slow
 def test_rollouts_under_all_settings_at_once():
     config = parameters.WorldConfig(num_videos=3000, candidates=8, slate=3, history=4, max_requests=6)
-    sim = env.make(config)
-    spec, ones = sources.world_spec(sim, config), np.ones(tiny.S, np.float32)
+    sim = env.make_world(config)
+    spec, ones = simulator_source.world_spec(sim, config), np.ones(tiny.S, np.float32)
 
     def serve(name: str):
-        ranker = sources.world_policies().get(name)
+        ranker = simulator_source.world_policies().get(name)
         if ranker is None:
-            state = steps.init(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
-            ranker = policy.make(state.agents, sim.items, PLAN.agents)
+            state = steps.init_train_state(types.make_key(0), PLAN, spec, sim.items, ones, ones, ones)
+            ranker = policy.make_actor_ranker(state.agents, sim.items, PLAN.agents)
         zero = jnp.int32(0)
-        return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4, k=3)
+        return rollout.rollout(sim, ranker, types.make_key(0), zero, zero, num_users=4, slots=4)
 
     with under(*SETTINGS):
-        for name in (*sources.world_policies(), "agents"):
+        for name in (*simulator_source.world_policies(), "agents"):
             sums, counts = jax.eval_shape(functools.partial(serve, name))
             assert (sums.dtype, counts.dtype) == (jnp.float32, jnp.int32)
 
@@ -114,7 +116,7 @@ def test_the_world_is_the_same_bits_under_all_settings_at_once():
 
     def look():
         config = parameters.WorldConfig(num_videos=1000, candidates=20, history=4)
-        sim = env.make(config)
+        sim = env.make_world(config)
         key, users = types.make_key(0), np.arange(50, dtype=np.int32)
         request, history, state = jax.jit(sim.reset_env)(key, sim.default_params, users, np.int32(0))
         slate = np.tile(np.arange(6, dtype=np.int32), (50, 1))

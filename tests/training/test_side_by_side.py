@@ -35,12 +35,12 @@ NAMES = ("seed2", "seed3")  # of whose first logs the second has fewer batches
 
 
 def config(seed=2, **overrides) -> configs.Run:
-    return configs.run_of(configs.resolve(packaged.load("world").to_dict(), TINY | overrides | {"seed": seed}))
+    return configs.run_of(configs.resolve_config(packaged.load("world").to_dict(), TINY | overrides | {"seed": seed}))
 
 
 def state(folder):
     found = configs.run_of(run_folder.read_config(folder))
-    return restore.load_state(found, inputs.read(folder), folder, Partitioner())
+    return restore.load_state(found, inputs.read_inputs(folder), folder, Partitioner())
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def alone(tmp_path_factory):
     """The runs of two seeds, one after the other; only rank."""
     folder = tmp_path_factory.mktemp("alone")
     for seed, name in enumerate(NAMES, 2):
-        train.train(config(seed), folder / name, brief=True)
+        train.train_run(config(seed), folder / name, brief=True)
     return folder
 
 
@@ -179,19 +179,19 @@ def seeds():
 
 
 def test_a_step_is_of_each_run_with_its_own_state_batch_and_rate(seeds):
-    def step(state, batch, items, plan, rate, more):
-        return {"x": state["x"] * items[plan] + rate * batch}, {"sum": batch.sum() + more}
+    def step(state, batch, items, plan, lr_scale, more):
+        return {"x": state["x"] * items[plan] + lr_scale * batch}, {"sum": batch.sum() + more}
 
     program = programs.Program(step, often=False, static_argnames="plan")
     x, batch = np.arange(6, dtype=np.float32).reshape(3, 2), 10.0 ** np.arange(6, dtype=np.float32).reshape(3, 2)
-    rate, items, more = np.float32([1, 2, 4]), np.float32([7, 100]), np.float32([0.5, 0.25, 0])
+    lr_scale, items, more = np.float32([1, 2, 4]), np.float32([7, 100]), np.float32([0.5, 0.25, 0])
     states, more = seeds.join({i: {"x": x[i]} for i in range(3)}), seeds.join(dict(enumerate(more)))
-    given = {i: (batch[i], rate[i]) for i in (1, 2)}  # the first has ended: the next one's stand for its inputs
+    given = {i: (batch[i], lr_scale[i]) for i in (1, 2)}  # the first has ended: the next one's stand for its inputs
     states, metrics = seeds.step(program, states, given, items, 1, more)
     for i in (1, 2):
-        np.testing.assert_array_equal(seeds.take(states, i)["x"], 100 * x[i] + rate[i] * batch[i])
+        np.testing.assert_array_equal(seeds.take(states, i)["x"], 100 * x[i] + lr_scale[i] * batch[i])
         assert seeds.metrics_of(metrics, i)["sum"] == batch[i].sum() + (0.5, 0.25, 0)[i]
-    np.testing.assert_array_equal(seeds.take(states, 0)["x"], 100 * x[0] + rate[1] * batch[1])
+    np.testing.assert_array_equal(seeds.take(states, 0)["x"], 100 * x[0] + lr_scale[1] * batch[1])
 
 
 def test_the_runs_of_a_config(tmp_path):
@@ -200,7 +200,7 @@ def test_the_runs_of_a_config(tmp_path):
     assert runs == {tmp_path / f"seed{seed}": config(seed=seed) for seed in (3, 4)}
     assert side_by_side.runs_of(config(), tmp_path) == {tmp_path: config()}
     with pytest.raises(ValueError, match=r"config\.seeds=2 makes several runs, and this trains one; use mmrf train"):
-        train.train(run, tmp_path)
+        train.train_run(run, tmp_path)
     (tmp_path / "seed3").mkdir()
     (tmp_path / "seed3" / "config.json").touch()
     with pytest.raises(ValueError, match=r"no config.json; name one of the seeds in it, such as .*/seed3$"):
@@ -217,7 +217,7 @@ def test_what_cannot_be_side_by_side_is_refused_before_anything_is_written(tmp_p
             train.train_runs(runs)
         assert not (tmp_path / "runs").exists()
 
-    monkeypatch.setattr(trackers, "check", lambda names: None)  # wandb need not be installed
+    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)  # wandb need not be installed
     refused(
         "config.trackers has 'wandb', which tracks one run at a time, but config.seeds=3", trackers=("csv", "wandb")
     )

@@ -13,7 +13,7 @@ from mmrf_jax.data import statistics
 from mmrf_jax.envs import rankers
 from mmrf_jax.envs.short_video import env, parameters, reference_policies
 from mmrf_jax.signals import SHORT_VIDEO
-from mmrf_jax.training import sources
+from mmrf_jax.training import log_source, simulator_source, sources
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from mmrf_jax.training import sources
 def test_of_a_long_log_blocks_from_all_over_are_held(stream, large, read, monkeypatch, capfd):
     monkeypatch.setattr(sources, "_LARGE", large)
     blocks = types.SimpleNamespace(sessions=np.full(4, 250), read=list)
-    assert sources._held(ConfigDict({"data": {"stream": stream}}), blocks, "test") == read
+    assert sources.read_held(ConfigDict({"data": {"stream": stream}}), blocks, "test") == read
     said = "of the test log, 500 of 1,000 sessions"
     assert (said in capfd.readouterr().err) == (len(read) < 4)
 
@@ -40,7 +40,7 @@ def test_requests_say_whether_they_were_exposed_at_random():
         for seed, name in enumerate(("train", "valid", "test", "random_train", "random_valid", "random_test"))
     }
     before = {name: make() for name, make in logs.items()}
-    after = {name: make() for name, make in sources._with_random_log(logs).items()}
+    after = {name: make() for name, make in log_source._with_random_log(logs).items()}
     assert set(after) == {"train", "valid", "test", "random_test"}
     for name in ("test", "random_test"):
         flag = name == "random_test"
@@ -57,17 +57,17 @@ def test_requests_say_whether_they_were_exposed_at_random():
 
 @pytest.mark.slow
 def test_a_share_of_the_worlds_requests_gets_a_random_slate():
-    sim = env.make(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
+    sim = env.make_world(parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=4, max_requests=6))
     policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
+    config, spec = types.SimpleNamespace(seed=0), types.SimpleNamespace(slate=3)
+    source = sources.Source(config, spec, sim.items, list, dict, sim=sim)
 
     def collect(share):
-        return sources.collect_log(
-            sim,
+        return simulator_source.collect_log(
+            source,
             policy,
-            0,
             first_user=0,
             sessions=400,
-            k=3,
             progress=lambda name, number: lambda done: None,
             keep_scores=True,
             random_share=share,
@@ -92,9 +92,9 @@ def test_a_share_of_the_worlds_requests_gets_a_random_slate():
 
 @pytest.mark.parametrize("most", [10**9, 100])
 def test_running_means_are_left_out_where_they_are_too_large(most, monkeypatch, capfd):
-    monkeypatch.setattr(sources, "_MOST_STATISTICS", most)
+    monkeypatch.setattr(log_source, "_MOST_STATISTICS", most)
     items = tiny.make_items(random_logs.SPEC)
-    found, spec = sources._with_statistics(items, random_logs.SPEC, [random_logs.make_log(0, 20)])
+    found, spec = log_source._with_statistics(items, random_logs.SPEC, [random_logs.make_log(0, 20)])
     said = capfd.readouterr().err
     if most == 100:
         assert spec == random_logs.SPEC

@@ -27,7 +27,9 @@ def test_a_feedback_model_is_fitted_where_values_or_labels_need_it(method, ablat
     config.agents.update({"ablation": ablation, "counterfactual_weight": rho, "model_weight": weight})
     plan = steps.plan_of(configs.run_of(config.to_dict()), SHORT_VIDEO)
     assert (plan.use_feedback_model, plan.slates) == (models, slates)
-    assert plan.agents.uses_model == (method == "mmrf" and ablation in ("none", "no_collaboration") and weight > 0.0)
+    assert plan.agents.values_use_model == (
+        method == "mmrf" and ablation in ("none", "no_collaboration") and weight > 0.0
+    )
     assert ("model" in plan.predictors) == models and ("agents" in plan.predictors) == (method == "mmrf")
 
 

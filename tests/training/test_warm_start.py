@@ -59,13 +59,13 @@ def test_row_numbers_are_ids_where_the_videos_are_the_same():
 def test_rows_match_if_each_is_the_other_s_most_frequent_partner():
     # Unknown videos share row 0. Of the old row 0, videos 3 and 4 are now known, and two are still unknown.
     here, there = np.array([0, 0, 5, 3, 4]), np.array([0, 0, 2, 0, 0])
-    at, source = warm_start.rows_of(table(6), table(3), here, there)
+    at, source = warm_start.matching_rows(table(6), table(3), here, there)
     assert sorted(zip(at.tolist(), source.tolist(), strict=True)) == [(0, 0), (5, 2)]
-    at, source = warm_start.rows_of(table(6), table(3), np.array([1, 9]), np.array([-1, 1]))  # ids without a row
+    at, source = warm_start.matching_rows(table(6), table(3), np.array([1, 9]), np.array([-1, 1]))  # ids without a row
     assert not len(at) and not len(source)
     hashed = table(8, vocabulary=1_000)
     ids = np.arange(0, 1_000, 37)
-    at, source = warm_start.rows_of(hashed, hashed, ids, ids)
+    at, source = warm_start.matching_rows(hashed, hashed, ids, ids)
     assert at.tolist() == source.tolist()
     assert set(at.tolist()) == set(np.asarray(embedding_table.row_of(hashed, jnp.asarray(ids, jnp.int32))).tolist())
 
@@ -97,7 +97,7 @@ def finished(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(configs.as_dict(dataclasses.replace(config, init_from=None))))
     (folder / "learned.json").write_text(json.dumps({"steps": 3, "rounds": 3}))
     items = tiny.make_items()
-    inputs.write(folder, inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos)))
+    inputs.write_inputs(folder, inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos)))
     monkeypatch.setattr(restore, "load_state", lambda *_: state)
     return config, plan, state, folder
 
@@ -107,7 +107,7 @@ def fresh(plan: steps.TrainConfig) -> TrainState:
 
     def start():
         ones = jnp.ones(tiny.S)
-        return steps.init(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
+        return steps.init_train_state(jax.random.key(0), plan, tiny.SPEC, tiny.make_items(), ones, ones, ones)
 
     def fill(x):
         return jax.random.key(1) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.full(x.shape, -1, x.dtype)
@@ -119,7 +119,7 @@ def test_what_was_learned_is_copied_and_the_rest_is_fresh(finished, capsys):
     config, plan, state, _ = finished
     items = tiny.make_items()
     ids = np.where(np.arange(items.num_videos) < 20, np.arange(items.num_videos), 1_000 + np.arange(items.num_videos))
-    begun = warm_start.begin(config, inputs.Inputs(tiny.SPEC, items, ids), fresh(plan), PARTITIONER)
+    begun = warm_start.begin_from_run(config, inputs.Inputs(tiny.SPEC, items, ids), fresh(plan), PARTITIONER)
     for part, names in (("agents", warm_start._AGENTS), ("feedback", warm_start._MODEL)):
         for name in names:
             a, b = getattr(getattr(begun, part), name), getattr(getattr(state, part), name)
@@ -145,7 +145,7 @@ def test_parameters_of_other_shapes_stay_fresh_and_are_listed(finished, capsys):
     wider = dataclasses.replace(plan, agents=dataclasses.replace(plan.agents, state_dim=12))
     items = tiny.make_items()
     new = inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos))
-    begun = warm_start.begin(config, new, fresh(wider), PARTITIONER)
+    begun = warm_start.begin_from_run(config, new, fresh(wider), PARTITIONER)
     line = capsys.readouterr().err
     same = fresh(wider).agents.params
     old = dict(jax.tree_util.tree_leaves_with_path(state.agents.params))
@@ -166,7 +166,7 @@ def test_agents_of_other_signals_keep_no_actors_and_critics(finished, capsys):
     config, plan, state, _ = finished
     other = configs.override(config, agents={"signals": ("like", "follow", "watch_time")})
     items = tiny.make_items()
-    begun = warm_start.begin(
+    begun = warm_start.begin_from_run(
         other, inputs.Inputs(tiny.SPEC, items, np.arange(items.num_videos)), fresh(plan), PARTITIONER
     )
     assert all((np.asarray(x) == -1).all() for x in jax.tree.leaves(begun.agents.params["actor"]))
@@ -176,37 +176,37 @@ def test_agents_of_other_signals_keep_no_actors_and_critics(finished, capsys):
 
 def test_runs_that_cannot_be_started_from_are_refused(finished, tmp_path):
     config, _, _, folder = finished
-    warm_start.check(config, tmp_path / "new")
-    warm_start.check(dataclasses.replace(config, init_from=None), folder)
+    warm_start.check_init_from(config, tmp_path / "new")
+    warm_start.check_init_from(dataclasses.replace(config, init_from=None), folder)
     with pytest.raises(ValueError, match=r"^init_from=.*old is the run folder itself; use another workdir"):
-        warm_start.check(config, tmp_path / "new" / ".." / "old")
+        warm_start.check_init_from(config, tmp_path / "new" / ".." / "old")
     with pytest.raises(ValueError, match=r"nosuch is not a run folder: it has no config\.json"):
-        warm_start.check(dataclasses.replace(config, init_from=str(tmp_path / "nosuch")), tmp_path / "new")
+        warm_start.check_init_from(dataclasses.replace(config, init_from=str(tmp_path / "nosuch")), tmp_path / "new")
     (folder / "learned.json").unlink()
     with pytest.raises(ValueError, match=r"^init_from=.*old has not finished training; finish it first: mmrf train"):
-        warm_start.check(config, tmp_path / "new")
+        warm_start.check_init_from(config, tmp_path / "new")
     (tmp_path / "new" / "checkpoints" / "5").mkdir(parents=True)  # the new run has begun: it needs the old one no more
-    warm_start.check(config, tmp_path / "new")
+    warm_start.check_init_from(config, tmp_path / "new")
 
 
 def test_only_a_finished_run_takes_more_rounds(tmp_path):
     def config(rounds: int, seed: int = 0) -> dict:
         return {"seed": seed, "alternation": {"rounds": rounds}}
 
-    run_folder.claim(tmp_path, config(2))
+    run_folder.claim_workdir(tmp_path, config(2))
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"config\.alternation\.rounds was 2, now 3; use another --workdir or the old"):
-        run_folder.claim(tmp_path, config(3))
+        run_folder.claim_workdir(tmp_path, config(3))
     for name in ("learned.json", *run_folder._OF_RESULTS, "metrics.jsonl"):
         (tmp_path / name).write_text(json.dumps({"rounds": 2}))
-    run_folder.claim(tmp_path, config(2))
+    run_folder.claim_workdir(tmp_path, config(2))
     assert not run_folder.needs_more_rounds(tmp_path, config(2)) and (tmp_path / "results.json").exists()
     with pytest.raises(ValueError, match=r"config\.seed was 0, now 1"):
-        run_folder.claim(tmp_path, config(3, seed=1))
+        run_folder.claim_workdir(tmp_path, config(3, seed=1))
     with pytest.raises(ValueError, match=r"config\.alternation\.rounds was 2, now 1"):
-        run_folder.claim(tmp_path, config(1))
+        run_folder.claim_workdir(tmp_path, config(1))
     assert run_folder.needs_more_rounds(tmp_path, config(3))
-    run_folder.claim(tmp_path, config(3))
+    run_folder.claim_workdir(tmp_path, config(3))
     assert run_folder.read_config(tmp_path) == config(3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
@@ -218,5 +218,5 @@ def test_a_process_that_was_killed_before_it_removed_old_results_is_made_up_for(
     for name in ("learned.json", "results.json"):
         (tmp_path / name).write_text(json.dumps({"rounds": 2}))
     assert run_folder.needs_more_rounds(tmp_path, {"alternation": {"rounds": 3}})
-    run_folder.claim(tmp_path, {"alternation": {"rounds": 3}})
+    run_folder.claim_workdir(tmp_path, {"alternation": {"rounds": 3}})
     assert not (tmp_path / "results.json").exists() and not (tmp_path / "learned.json").exists()

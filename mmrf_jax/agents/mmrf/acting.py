@@ -62,7 +62,7 @@ def critic_scores(
 
     Args:
       out: outputs of the target critics for all candidates.
-      weight: [..., C], see `ops.soft_top_k`.
+      weight: [..., C], see `ops.relaxed_top_k`.
     """
     effect = jnp.average(out.continue_item_logit, axis=-1, weights=weight)
     chance = jax.nn.sigmoid(out.continue_logit + config.slate * effect)
@@ -79,7 +79,7 @@ def base_scores(
     return None if critics is None else critic_scores(config, critics, out, weight)
 
 
-def act(
+def apply_actors(
     config: AgentConfig,
     params: Any,
     critics: Critics | None,

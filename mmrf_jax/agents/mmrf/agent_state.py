@@ -18,7 +18,7 @@ from mmrf_jax.agents.mmrf import encoding, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, optimization, representation, user_encoders
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 
 
 @struct.dataclass
@@ -45,20 +45,20 @@ class Update(Protocol):
         batch: types.SessionBatch,
         items: types.Items,
         config: AgentConfig,
-        rate: chex.Numeric = 1.0,
+        lr_scale: chex.Numeric = 1.0,
         simulated: types.CounterfactualSlates | None = None,
     ) -> tuple[AgentState, dict[str, chex.Array]]:
         """Return the next state and scalar metrics.
 
         Args:
           batch: segments of T + 1 requests; the first T are learned from.
-          rate: factor on the learning rates.
+          lr_scale: factor on the learning rates.
           simulated: counterfactual slates; methods without a feedback model ignore them.
         """
         ...
 
 
-def init(
+def init_agent_state(
     key: types.Key,
     config: AgentConfig,
     spec: InputSpec,
@@ -88,7 +88,7 @@ def init(
         z, reads, e = (jnp.stack([x] * config.num_agents, axis=1) for x in (z, reads, e))
         scores = (e[:, 1:, :, 0],) if config.collaborates else ()
     params = {
-        "encoder": encoding.init(k1, config, spec),
+        "encoder": encoding.init_encoders(k1, config, spec),
         "critic": critic(config).init(k2, z, reads, e, *scores),
         "actor": networks.Actor(config).init(k3, z, reads, e),
     }
@@ -101,16 +101,16 @@ def init(
     reward_scale = jnp.maximum(jnp.asarray(feedback_std, jnp.float32), 1e-3)
     if mean_return is not None and "values" in learned:
         value = losses.rewards(mean_return, reward_scale, config.reward_terms)
-        base = value - spec.slate * losses.rewards(feedback_mean, reward_scale, config.reward_terms)
-        bias = learned["values"]["bias"]  # twin bases, then twin values; of own critics a row per agent
-        start = jnp.stack([base, base, value, value], axis=-1 if config.own_critics else 0)
+        slate_bias = value - spec.slate * losses.rewards(feedback_mean, reward_scale, config.reward_terms)
+        bias = learned["values"]["bias"]  # twin biases of slates, then twin values; of own critics a row per agent
+        start = jnp.stack([slate_bias, slate_bias, value, value], axis=-1 if config.own_critics else 0)
         learned["values"]["bias"] = start.reshape(bias.shape).astype(bias.dtype)
     return AgentState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         target=jax.tree.map(jnp.copy, params["critic"]),
         optimizer=make_optimizer(config, config.actor_learning_rate).init(params),
-        tables=embeddings.init(k_tables, config, spec, items, encoding.num_encoders(config)),
+        tables=embeddings.init_tables(k_tables, config, spec, items, encoding.num_encoders(config)),
         reward_scale=reward_scale,
         q_mean=jnp.zeros((config.num_agents,), jnp.float32),
         q_scale=jnp.ones((config.num_agents,), jnp.float32),
@@ -123,13 +123,13 @@ def step(
     inputs: representation.EncoderInputs,
     loss_fn: Callable[[Any, representation.Encoded], tuple[chex.Array, Any]],
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
 ) -> tuple[AgentState, Any, chex.Array]:
     """Encode a batch and take one gradient step: parameters, target, optimiser and tables are replaced.
 
     Args:
       loss_fn: (params, the encoded batch) -> the loss, and extra outputs.
-      rate: factor on the step of the parameters, from a schedule.
+      lr_scale: factor on the step of the parameters, from a schedule.
 
     Returns:
       The next state, the extra outputs, and the norm of the gradient.
@@ -141,7 +141,7 @@ def step(
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
     optimizer = make_optimizer(config, config.actor_learning_rate)
-    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, rate)
+    learned, extra, norm = optimization.step(learnable, inputs.ids, of_rows, config, optimizer, lr_scale)
     state = dataclasses.replace(
         state,
         step=state.step + 1,

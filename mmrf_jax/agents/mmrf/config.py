@@ -125,7 +125,7 @@ class AgentConfig(EncoderConfig):
 
     def _check_own_critics(self) -> None:
         labels = self.ablation != "no_augmentation" and self.counterfactual_weight > 0.0
-        if labels or self.uses_model or self.rewards_differ:
+        if labels or self.values_use_model or self.rewards_differ:
             raise ValueError(
                 "agents.critics=own cannot use the feedback model, which sees every signal; set "
                 "agents.ablation=no_augmentation, or agents.counterfactual_weight=0 and agents.model_weight=0"
@@ -167,7 +167,7 @@ class AgentConfig(EncoderConfig):
         return int(self.counterfactual_weight * (candidates - self.slate) / self.slate)
 
     @property
-    def uses_model(self) -> bool:
+    def values_use_model(self) -> bool:
         """Whether values also use the feedback model; a constant reward, or none, needs no feedback model."""
         return self.ablation in ("none", "no_collaboration") and self.model_weight > 0.0
 

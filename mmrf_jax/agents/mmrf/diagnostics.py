@@ -6,17 +6,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mmrf_jax import types
+from mmrf_jax import ops, types
 from mmrf_jax.agents.mmrf import acting, agent_state, encoding, losses, networks, training_step
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import heads, representation
+from mmrf_jax.models import heads
 from mmrf_jax.parallel import programs
 
 #: The actor parameters that all agents share: the query, key and value maps of their attention.
 _SHARED = "collaboration"
 
 
-def _still(state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig):
+def _without_dropout(state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig):
     """Return user states and memories at the first T requests, without dropout, and the encoded candidates."""
     encoded = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items)
     candidates = encoding.encode_videos(
@@ -30,7 +30,7 @@ def attention(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
 ) -> chex.Array:
     """Sum attention [heads, N, N] over the first T requests; row i holds the weights from agent i to the others."""
-    users, candidates = _still(state, batch, items, config)
+    users, candidates = _without_dropout(state, batch, items, config)
     weights = networks.Actor(config).apply(state.params["actor"], *users, candidates).attention
     return jnp.einsum("bt,bthij->hij", batch.loss_masks().request, weights)
 
@@ -56,7 +56,7 @@ def actor_gradients(
     """
     if _SHARED not in state.params["actor"]["params"]:
         raise ValueError(f"agents.ablation={config.ablation} with {config.num_agents} agents has no attention")
-    users, candidates = _still(state, batch, items, config)
+    users, candidates = _without_dropout(state, batch, items, config)
     weight = batch.loss_masks().request
     first = jax.tree.map(lambda x: x[:, :-1], predicted)
     pool = acting.apply_critics(config, state.target, state.params["actor"], users, candidates)
@@ -65,7 +65,7 @@ def actor_gradients(
     def total(shared):
         params = {"params": state.params["actor"]["params"] | {_SHARED: shared}}
         scores = networks.Actor(config).apply(params, *users, candidates, base).scores
-        w = training_step.main_exposure(scores, config)
+        w = jax.lax.stop_gradient(ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0))
         q = training_step.pool_values(state, pool, w, first, config)[-1]
         value = losses.objectives(scores, q, state.q_scale, config.slate, config.temperature)
         return jnp.einsum("bt,btn->n", weight, value)
@@ -86,10 +86,10 @@ def encoder_gradients(
     """
     if config.own_critics:
         raise ValueError("agents.critics=own has an encoder for each agent, so none is shared")
-    exposed = batch.loss_masks().exposed
+    exposed = batch.loss_masks().exposure
 
     def total(encoder):
-        encoded = representation.encode_batch(config, encoder, state.tables, batch, items)
+        encoded = encoding.encode_batch(config, encoder, state.tables, batch, items)
         out = networks.Critic(config).apply(state.params["critic"], *encoded.user, encoded.shown)
         loss = heads.feedback_loss(config.all_signals, out.feedback[:, :-1], batch.feedback[:, :-1], state.reward_scale)
         loss = jnp.einsum("btk,btks->s", exposed, loss)

@@ -20,11 +20,11 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, representation
 
 
-def init(key: types.Key, config: AgentConfig, spec: InputSpec) -> Any:
+def init_encoders(key: types.Key, config: AgentConfig, spec: InputSpec) -> Any:
     """Initialise the encoder's parameters; of own encoders with the leading axis N."""
     if not config.own_critics:
-        return encoders.init(key, config, spec)
-    return jax.vmap(lambda key: encoders.init(key, config, spec))(jax.random.split(key, config.num_agents))
+        return encoders.init_encoder(key, config, spec)
+    return jax.vmap(lambda key: encoders.init_encoder(key, config, spec))(jax.random.split(key, config.num_agents))
 
 
 def num_encoders(config: AgentConfig) -> int:
@@ -71,7 +71,7 @@ def encode_batch(
     items: types.Items,
     unseen: chex.Array | None = None,
 ) -> representation.Encoded:
-    """Gather, look up and encode a batch without dropout, as `representation.encode_batch`."""
+    """Gather, look up and encode a batch without dropout, when nothing is differentiated."""
     inputs = representation.gather(batch, items, unseen)
     return encode(config, params, embeddings.lookup(tables, inputs.ids), inputs)
 

@@ -35,11 +35,11 @@ def video_rewards(signals: Signals, out: CriticOutput, reward_scale: chex.Array,
     """Compute the immediate normalised reward [..., N, M] that the critics expect of each video."""
     expected = jnp.moveaxis(heads.expected_feedback(signals, out.feedback, reward_scale), -2, -1)
     reward = jnp.moveaxis(rewards(expected, reward_scale, terms), -1, -2)
-    return reward if out.gap is None else reward + out.gap
+    return reward if out.reward_residual is None else reward + out.reward_residual
 
 
 def video_values(
-    reward: chex.Array, effect: chex.Array, value: chex.Array, stay: chex.Array, discount: float
+    reward: chex.Array, effect: chex.Array, value: chex.Array, continue_prob: chex.Array, discount: float
 ) -> chex.Array:
     """Compute q_i(s, c) = r_i,c + gamma p (1 - p) l_c V_i (3): reward plus value of the effect on staying.
 
@@ -50,21 +50,21 @@ def video_values(
       reward: [..., N, M], r_i,c of M videos (`video_rewards`).
       effect: [..., M], l_c (`CriticOutput.continue_item_logit`); or [..., N, M], each agent's.
       value: [..., N], V_i(s).
-      stay: [...], p at the current exposure; or [..., N].
+      continue_prob: [...], p at the current exposure; or [..., N].
       discount: gamma.
 
     Returns:
       [..., N, M].
     """
-    if stay.ndim < value.ndim:
-        stay, effect = stay[..., None], effect[..., None, :]
-    slope = discount * (stay * (1.0 - stay)) * value  # [..., N]
+    if continue_prob.ndim < value.ndim:
+        continue_prob, effect = continue_prob[..., None], effect[..., None, :]
+    slope = discount * (continue_prob * (1.0 - continue_prob)) * value  # [..., N]
     return reward + slope[..., None] * effect
 
 
-def slate_values(base: chex.Array, q: chex.Array, w: chex.Array) -> chex.Array:
-    """Compute Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c) (4) [..., N] from base [..., N], q [..., N, M], w [..., M]."""
-    return base + jnp.einsum("...nm,...m->...n", q, w)
+def slate_values(slate_bias: chex.Array, q: chex.Array, w: chex.Array) -> chex.Array:
+    """Compute Q_i(s, w) = b_i(s) + sum_c w_c q_i(s, c) (4) [..., N] from b [..., N], q [..., N, M] and w [..., M]."""
+    return slate_bias + jnp.einsum("...nm,...m->...n", q, w)
 
 
 def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Array, discount: float) -> chex.Array:
@@ -72,18 +72,18 @@ def td_targets(reward: chex.Array, next_value: chex.Array, terminated: chex.Arra
     return reward + discount * jnp.where(terminated, 0.0, 1.0)[..., None] * next_value
 
 
-def base_loss(base: chex.Array, slate_q: chex.Array, target: chex.Array) -> chex.Array:
+def slate_bias_loss(slate_bias: chex.Array, slate_q: chex.Array, target: chex.Array) -> chex.Array:
     """Compute the squared TD error (b_i(s) + sum_c w_c q_i(s, c) - target_i)^2 (5), of the twins [..., 2, N].
 
-    Only the bases learn from it: q has the feedback losses.
+    Only the biases learn from it: q has the feedback losses.
 
     Args:
-      base: [..., 2, N].
+      slate_bias: [..., 2, N].
       slate_q: [..., N], sum_c w_c q_i(s, c) of the target critics.
       target: [..., N].
     """
-    chex.assert_axis_dimension(base, -2, 2)
-    return (base + jax.lax.stop_gradient(slate_q - target)[..., None, :]) ** 2
+    chex.assert_axis_dimension(slate_bias, -2, 2)
+    return (slate_bias + jax.lax.stop_gradient(slate_q - target)[..., None, :]) ** 2
 
 
 def value_loss(value: chex.Array, target: chex.Array, expectile: float | None = None) -> chex.Array:
@@ -111,9 +111,9 @@ def policy_objective(
       q: [..., C].
       slate: K.
       temperature: tau.
-      weight: see `ops.soft_top_k`.
+      weight: see `ops.relaxed_top_k`.
     """
-    w = ops.soft_top_k(scores, slate, 1.0, weight)
+    w = ops.relaxed_top_k(scores, slate, 1.0, weight)
     return (jnp.sum(w * q, axis=-1) + temperature * ops.entropy(w, weight)) / slate
 
 
@@ -158,7 +158,7 @@ def objectives(
       q_scale: [N], running spread of q.
       slate: K.
       temperature: tau.
-      weight: [..., C], see `ops.soft_top_k`.
+      weight: [..., C], see `ops.relaxed_top_k`.
     """
     weight = None if weight is None else weight[..., None, :]
     scaled = jax.lax.stop_gradient(q / jax.lax.broadcast_to_rank(q_scale[:, None], q.ndim))
@@ -170,7 +170,7 @@ class ActorBatch(NamedTuple):
 
     scores: chex.Array  # [B, T, A, C], of the actors
     q: chex.Array  # [B, T, N, C], q_i(s, c)
-    base: chex.Array  # [B, T, N], b_i(s)
+    slate_bias: chex.Array  # [B, T, N], b_i(s)
     value: chex.Array  # [B, T, N], V_i(s) of the target critics
     q_mean: chex.Array  # [N], running mean of q over candidates
     q_scale: chex.Array  # [N], running spread of q over candidates
@@ -223,14 +223,14 @@ class CounterfactualStep:
 
     feedback: chex.Array  # [K, S], expected by the model
     reward: chex.Array  # [N, K]
-    gap: chex.Array | None  # [N, K], reward beyond expected feedback; None where it is 0 by definition
-    stay: chex.Array  # [], p(s' exists), by the model
+    reward_residual: chex.Array | None  # [N, K], reward beyond expected feedback; None where it is 0 by definition
+    continue_prob: chex.Array  # [], p(s' exists), by the model
     next_value: chex.Array  # [N], V_i(s') of the target critics
     video_reward: chex.Array  # [N, K], `video_rewards` of the target critics, as the rest
     continue_logit: chex.Array  # [], l(s)
     continue_item_logit: chex.Array  # [K], l_c
     value: chex.Array  # [N], V_i(s)
-    policy_stay: chex.Array  # [], p(s, w) at the current policy's exposure w
+    policy_continue_prob: chex.Array  # [], p(s, w) at the current policy's exposure w
 
 
 def counterfactual_losses(
@@ -239,23 +239,25 @@ def counterfactual_losses(
     """Compute the losses of one slate that was not shown: those of a shown one, with the model's answers (10).
 
     Staying enters by its probability, not to first order: these slates are far from the main agent's, and the single
-    base of a state would be biased to absorb the difference.
+    bias of a state would be biased to absorb the difference.
 
     Args:
       signals: the S signals.
       out: outputs of the critics for the K videos.
 
     Returns:
-      "feedback" [K, S], "stay" [], "base" [2, N], and "gap" [N, K] if there is one.
+      "feedback" [K, S], "continuation" [], "slate_bias" [2, N], and "reward_residual" [N, K] if there is one.
     """
-    chex.assert_rank([slate.feedback, slate.reward, slate.stay, slate.next_value], [2, 2, 0, 1])
+    chex.assert_rank([slate.feedback, slate.reward, slate.continue_prob, slate.next_value], [2, 2, 0, 1])
     everything = jnp.ones_like(slate.continue_item_logit)
-    stay = jax.nn.sigmoid(slate.continue_logit + slate.continue_item_logit.sum())
-    slate_q = slate.video_reward.sum(axis=-1) + discount * (stay - slate.policy_stay) * slate.value
-    target = slate.reward.sum(axis=-1) + discount * slate.stay * slate.next_value
+    continue_prob = jax.nn.sigmoid(slate.continue_logit + slate.continue_item_logit.sum())
+    slate_q = slate.video_reward.sum(axis=-1) + discount * (continue_prob - slate.policy_continue_prob) * slate.value
+    target = slate.reward.sum(axis=-1) + discount * slate.continue_prob * slate.next_value
     terms = {
         "feedback": heads.feedback_loss(signals, out.feedback, slate.feedback, reward_scale),
-        "stay": heads.continuation_loss(out, everything, slate.stay),
-        "base": base_loss(out.base, slate_q, target),
+        "continuation": heads.continuation_loss(out, everything, slate.continue_prob),
+        "slate_bias": slate_bias_loss(out.slate_bias, slate_q, target),
     }
-    return terms if out.gap is None else terms | {"gap": (out.gap - jax.lax.stop_gradient(slate.gap)) ** 2}
+    if out.reward_residual is None:
+        return terms
+    return terms | {"reward_residual": (out.reward_residual - jax.lax.stop_gradient(slate.reward_residual)) ** 2}

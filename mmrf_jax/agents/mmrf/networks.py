@@ -22,7 +22,7 @@ from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.models import heads, products
 from mmrf_jax.models.heads import UserVectors
 
-_OWN_VECTORS = 4  # user vectors of the main agent, in addition to the auxiliary agents' scores
+_MAIN_VECTORS = 4  # user vectors of the main agent, in addition to the auxiliary agents' scores
 _SCORE_SCALE = 0.2  # of auxiliary scores where they enter the main actor
 
 
@@ -81,7 +81,7 @@ class Actor(nn.Module):
           memory_mean: [..., L, F, D]; for `own` critics [..., N, L, F, D].
           items: [..., C, D]; for `own` critics [..., N, C, D].
           base: [..., A, C], added to each agent's score (`acting.critic_scores`); None for nothing.
-          weight: [..., C], number of candidates that each represents (`ops.soft_top_k`); None for 1 each.
+          weight: [..., C], number of candidates that each represents (`ops.relaxed_top_k`); None for 1 each.
         """
         c = self.config
         n, dense = c.num_actors, functools.partial(products.dense, dtype=c.compute_dtype)
@@ -104,7 +104,7 @@ class Actor(nn.Module):
             known = z.reshape(*z.shape[:-2], -1) if c.own_critics else z
             signal = dense(c.agent_dim, name="signal")(known)[..., None, :]
             h = jnp.concatenate([h, jnp.broadcast_to(signal, h.shape)], axis=-1)
-        own, auxiliary = (self._own_products if c.own_critics else self._products)(h, memory_mean, items)
+        main_scores, auxiliary = (self._own_products if c.own_critics else self._products)(h, memory_mean, items)
         # Centred, an actor's learned part gives the main agent only differences between candidates. It is linear in
         # the encodings, so padding by the mean encoding, as services do, changes nothing.
         shares = None if weight is None else jnp.broadcast_to(weight[..., None, :], auxiliary.shape)
@@ -116,16 +116,16 @@ class Actor(nn.Module):
             return score if base is None else score + base[..., -1:, :]
 
         if n == 1:
-            return ActorOutput(add(self._score_mixer(own, auxiliary, h[..., -1, :])), attention)
+            return ActorOutput(add(self._score_mixer(main_scores, auxiliary, h[..., -1, :])), attention)
         # The main value reaches an auxiliary actor through this path, weighted by lambda.
         aux_scores = _scale_gradient(aux_scores, c.main_objective_weight)
-        main = self._score_mixer(own, aux_scores if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
+        main = self._score_mixer(main_scores, aux_scores if c.collaborates else auxiliary[..., :0, :], h[..., -1, :])
         return ActorOutput(jnp.concatenate([auxiliary, add(main)], axis=-2), attention)
 
     def _products(self, h: chex.Array, memory_mean: chex.Array, items: chex.Array) -> tuple[chex.Array, chex.Array]:
         """Compute the main agent's products [..., 4, C] and the auxiliary scores [..., N - 1, C] from states h."""
         c = self.config
-        vectors = UserVectors(_OWN_VECTORS, c.compute_dtype, name="main")(h[..., -1, :], memory_mean)
+        vectors = UserVectors(_MAIN_VECTORS, c.compute_dtype, name="main")(h[..., -1, :], memory_mean)
         if c.num_actors > 1:
             auxiliary = UserVectors(c.num_actors - 1, c.compute_dtype, name="auxiliary")(h[..., :-1, :], memory_mean)
             vectors = jnp.concatenate([vectors, auxiliary], axis=-2)
@@ -133,11 +133,11 @@ class Actor(nn.Module):
         scores = products.einsum("...nd,...cd->...nc", vectors, items, c.compute_dtype)
         if c.score_hidden is not None:
             scores += HiddenScores(c.score_hidden, c.compute_dtype, name="hidden")(vectors, items)
-        return scores[..., :_OWN_VECTORS, :], scores[..., _OWN_VECTORS:, :]
+        return scores[..., :_MAIN_VECTORS, :], scores[..., _MAIN_VECTORS:, :]
 
     def _own_products(self, h: chex.Array, memory_mean: chex.Array, items: chex.Array) -> tuple[chex.Array, chex.Array]:
         """Compute `_products` with each agent's own memory [..., N, L, F, D] and encodings [..., N, C, D]."""
-        main = UserVectors(_OWN_VECTORS, name="main")(h[..., -1, :], memory_mean[..., -1, :, :, :])
+        main = UserVectors(_MAIN_VECTORS, name="main")(h[..., -1, :], memory_mean[..., -1, :, :, :])
         main = jnp.einsum("...nd,...cd->...nc", main, items[..., -1, :, :])
         if self.config.num_actors == 1:
             return main, main[..., :0, :]
@@ -145,19 +145,19 @@ class Actor(nn.Module):
         vectors = each(h[..., :-1, :], memory_mean[..., :-1, :, :, :])[..., 0, :]
         return main, jnp.einsum("...nd,...ncd->...nc", vectors, items[..., :-1, :, :])
 
-    def _score_mixer(self, own: chex.Array, aux_scores: chex.Array, state: chex.Array) -> chex.Array:
+    def _score_mixer(self, main_scores: chex.Array, aux_scores: chex.Array, state: chex.Array) -> chex.Array:
         """Compute the main score [..., 1, C] from its products [..., 4, C] and auxiliary scores [..., N - 1, C]."""
-        inputs = jnp.concatenate([own, _SCORE_SCALE * aux_scores], axis=-2)
+        inputs = jnp.concatenate([main_scores, _SCORE_SCALE * aux_scores], axis=-2)
         dtype = self.config.compute_dtype
-        trust = products.dense(inputs.shape[-2], dtype, name="trust", kernel_init=nn.initializers.zeros)(state)
-        linear = jnp.einsum("...i,...ic->...c", trust, inputs)
+        gate = products.dense(inputs.shape[-2], dtype, name="state_gate", kernel_init=nn.initializers.zeros)(state)
+        linear = jnp.einsum("...i,...ic->...c", gate, inputs)
         w1 = self.param("mix_in", nn.initializers.lecun_normal(), (16, inputs.shape[-2]), jnp.float32)
         b1 = self.param("mix_bias", nn.initializers.zeros, (16, 1), jnp.float32)
         w2 = self.param("mix_out", nn.initializers.normal(0.1), (16,), jnp.float32)
         hidden = nn.gelu(
             products.einsum("mi,...ic->...mc", w1, inputs, dtype) + jax.lax.broadcast_to_rank(b1, inputs.ndim)
         )
-        return (own[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
+        return (main_scores[..., 0, :] + linear + jnp.einsum("m,...mc->...c", w2, hidden))[..., None, :]
 
 
 @struct.dataclass
@@ -165,8 +165,8 @@ class CriticOutput(heads.Prediction):
     """Outputs of the critics for one request: predictions and values; `...` are batch axes."""
 
     # For `own` critics, continue_logit [..., N] and continue_item_logit [..., N, M]: each agent predicts staying.
-    gap: chex.Array | None  # [..., N, M] reward beyond expected feedback; None if there is none
-    base: chex.Array  # [..., 2, N] twin b_i(s)
+    reward_residual: chex.Array | None  # [..., N, M] reward beyond expected feedback; None if there is none
+    slate_bias: chex.Array  # [..., 2, N] twin b_i(s)
     value: chex.Array  # [..., 2, N] twin V_i(s) of the current policy
 
 
@@ -225,18 +225,20 @@ class Critic(nn.Module):
         hidden = nn.gelu(dense(64, name="value_hidden")(state))
         values = dense(4 * n, kernel_init=nn.initializers.zeros, name="values")(hidden)
         values = values.reshape(*values.shape[:-1], 2, 2, n)
-        gap = None
+        reward_residual = None
         if c.rewards_differ:
             dim = items.shape[-1]
-            vectors = dense(n * dim, kernel_init=nn.initializers.zeros, name="gap")(state)
+            vectors = dense(n * dim, kernel_init=nn.initializers.zeros, name="extra_reward")(state)
             vectors = vectors.reshape(*vectors.shape[:-1], n, dim)
-            gap = products.einsum("...nd,...md->...nm", vectors, jax.lax.stop_gradient(items), c.compute_dtype)
+            reward_residual = products.einsum(
+                "...nd,...md->...nm", vectors, jax.lax.stop_gradient(items), c.compute_dtype
+            )
         return CriticOutput(
             predicted.feedback,
             predicted.extra,
             predicted.continue_logit,
             predicted.continue_item_logit,
-            gap,
+            reward_residual,
             values[..., 0, :, :],
             values[..., 1, :, :],
         )
@@ -301,7 +303,7 @@ class OwnCritics(nn.Module):
             extra=out.extra[0],
             continue_logit=jnp.moveaxis(out.continue_logit, 0, -1),
             continue_item_logit=jnp.moveaxis(out.continue_item_logit, 0, -2),
-            gap=None,
-            base=jnp.moveaxis(out.base[..., 0], 0, -1),
+            reward_residual=None,
+            slate_bias=jnp.moveaxis(out.slate_bias[..., 0], 0, -1),
             value=jnp.moveaxis(out.value[..., 0], 0, -1),
         )

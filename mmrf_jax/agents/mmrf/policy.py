@@ -16,17 +16,17 @@ from mmrf_jax.models import embedding_table, embeddings, user_encoders
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def catalogue_encodings(state: agent_state.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
+def item_encodings(state: agent_state.AgentState, items: types.Items, config: AgentConfig) -> chex.Array:
     """Encode all V videos: [V, D]; by own encoders [V, N, D]."""
 
     def encode(v):
         e = encoding.encode_videos(config, state.params["encoder"], state.tables, items, v)
         return jnp.swapaxes(e, 0, 1) if config.own_critics else e
 
-    return embeddings.over_catalogue(encode, items.num_videos)
+    return embeddings.map_over_items(encode, items.num_videos)
 
 
-def make(
+def make_actor_ranker(
     state: agent_state.AgentState, items: types.Items, config: AgentConfig, temperature: float = 0.0
 ) -> rankers.Ranker:
     """Return the main agent's ranking as a policy; see `envs.rankers.Ranker`."""
@@ -34,7 +34,7 @@ def make(
         "encoder": state.params["encoder"],
         "actor": state.params["actor"],
         "critics": acting.critics_of(state, config),
-        "encodings": catalogue_encodings(state, items, config),
+        "encodings": item_encodings(state, items, config),
         "duration": items.duration,
         "users": state.tables[embeddings.USER_TABLE],
     }
@@ -81,7 +81,7 @@ def all_scores(config: AgentConfig, params, carry: user_encoders.Carry, request:
     items = params["encodings"][request.candidates]
     if config.own_critics:
         items = jnp.swapaxes(items, 1, 2)  # [B, N, C, D]
-    return acting.act(config, params["actor"], params["critics"], z, carry.mean(), items).scores
+    return acting.apply_actors(config, params["actor"], params["critics"], z, carry.mean(), items).scores
 
 
 def user_state(config: AgentConfig, params, carry: user_encoders.Carry, request: types.Request) -> chex.Array:

@@ -62,7 +62,7 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: AgentConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
     simulated: types.CounterfactualSlates | None = None,
     algorithm: Algorithm = MMRF,
 ) -> tuple[agent_state.AgentState, Metrics]:
@@ -70,7 +70,7 @@ def update(
 
     Args:
       batch: segments of T + 1 requests; the first T are learned from.
-      rate: factor on the learning rates.
+      lr_scale: factor on the learning rates.
       simulated: unshown videos with a feedback model's predicted feedback, learned from in addition to the impressions,
         with weight `config.counterfactual_weight`; and the model's predictions for all candidates, which values also
         use. None for impressions and the agents' critics alone.
@@ -93,7 +93,7 @@ def update(
     def loss_fn(params, encoded):
         return _loss(params, encoded, state, data, config, algorithm)
 
-    next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, inputs, loss_fn, config, rate)
+    next_state, (metrics, mean, spread), grad_norm = agent_state.step(state, inputs, loss_fn, config, lr_scale)
     # The first spread is taken in full: after a handful of updates the running mean would still be near 1.
     blend = jnp.where(state.step == 0, 1.0, _SCALE_RATE)
     next_state = dataclasses.replace(
@@ -121,16 +121,16 @@ def _loss(
     if data.simulated is not None and data.simulated.slates.shape[2]:
         simulated = _counterfactual_losses(params, encoded, state, data, policy, config)
 
-    loss = jnp.sum(jnp.asarray(config.loss_weights, jnp.float32) * terms["feedback"]) + terms["stay"]
-    loss += _VALUE_WEIGHT * (terms["base"] + terms["value"]) + terms["actor"]
+    loss = jnp.sum(jnp.asarray(config.loss_weights, jnp.float32) * terms["feedback"]) + terms["continuation"]
+    loss += _VALUE_WEIGHT * (terms["slate_bias"] + terms["value"]) + terms["actor"]
     if config.rewards_differ:
-        loss += terms["gap"]
+        loss += terms["reward_residual"]
     loss += config.counterfactual_weight * sum(simulated.values())
 
     objective = metrics.pop("objective", ())
     metrics |= {f"objective/{config.agent_signals[i]}": objective[i] for i in range(len(objective))}
     metrics |= {f"loss/{s}": terms["feedback"][i] for i, s in enumerate(config.all_signals.names)}
-    metrics |= {f"loss/{name}": terms[name] for name in ("stay", "base", "value")}
+    metrics |= {f"loss/{name}": terms[name] for name in ("continuation", "slate_bias", "value")}
     metrics |= {f"loss/simulated_{name}": term for name, term in simulated.items()}
     metrics["value/main"] = jnp.sum(data.masks.request * policy.value[:, :-1, -1]) / data.counts.request
     q_mean = losses.candidate_mean(actors.q, actors.weight)  # [B, T, N]
@@ -141,10 +141,10 @@ def _loss(
 class PolicyValues(NamedTuple):
     """The policy of an update, and its values at all T + 1 requests, without gradient."""
 
-    act: Callable[[Any], chex.Array]  # parameters of the actors -> scores [B, T+1, A, C]
+    scores_of: Callable[[Any], chex.Array]  # parameters of the actors -> scores [B, T+1, A, C]
     scores: chex.Array  # [B, T+1, A, C], with gradient
     pool: networks.CriticOutput  # of the target critics, for all candidates
-    stay: chex.Array  # [B, T+1], the probability of another request after that exposure; of own critics [B, T+1, N]
+    continue_prob: chex.Array  # [B, T+1], of another request after that exposure; of own critics [B, T+1, N]
     q: chex.Array  # [B, T+1, N, C], q_i(s, c) around that exposure
     value: chex.Array  # [B, T+1, N], Q_i(s, w) of that exposure
     next_value: chex.Array  # [B, T+1, N], what the request before bootstraps from
@@ -159,24 +159,19 @@ def _evaluate_policy(
     own = acting.apply_critics(config, state.target, state.params["actor"], user, data.candidates)
     base = acting.base_scores(config, acting.critics_of(state, config), own, batch.weight)
 
-    def act(p):
+    def scores_of(p):
         return networks.Actor(config).apply(p, *user, data.candidates, base, batch.weight).scores
 
-    scores = act(params["actor"])
+    scores = scores_of(params["actor"])
     if algorithm.expectile is None:
-        w = main_exposure(scores, config, batch.weight)
+        w = jax.lax.stop_gradient(ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0, batch.weight))
     else:
         w = ops.slate_to_multihot(batch.slate, batch.slate_mask, batch.candidates.shape[-1])
     predicted = None if data.simulated is None else data.simulated.pool
-    pool, stay, q = pool_values(state, own, w, predicted, config)
-    value = losses.slate_values(pool.base.min(axis=-2), q, w)
+    pool, continue_prob, q = pool_values(state, own, w, predicted, config)
+    value = losses.slate_values(pool.slate_bias.min(axis=-2), q, w)
     next_value = value if algorithm.expectile is None else pool.value.min(axis=-2)
-    return PolicyValues(act, scores, pool, stay, q, value, next_value)
-
-
-def main_exposure(scores: chex.Array, config: AgentConfig, weight: chex.Array | None = None) -> chex.Array:
-    """Return the main agent's exposure [B, T, C] of scores [B, T, A, C], no gradient; see `ops.soft_top_k`."""
-    return jax.lax.stop_gradient(ops.soft_top_k(scores[..., -1, :], config.slate, 1.0, weight))
+    return PolicyValues(scores_of, scores, pool, continue_prob, q, value, next_value)
 
 
 def for_critics(config: AgentConfig, x: chex.Array) -> chex.Array:
@@ -204,12 +199,13 @@ def pool_values(
       The critics' output, the probability of another request after the exposure [B, T] (of own critics [B, T, N]), and
       q_i(s, c) [B, T, N, C].
     """
-    if predicted is not None and config.uses_model:
+    if predicted is not None and config.values_use_model:
         pool = networks.blend(pool, predicted, config.model_weight)
-    stay = heads.continue_probability(pool, for_critics(config, w))
+    continue_prob = heads.continue_prob(pool, for_critics(config, w))
     reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
     value = pool.value.min(axis=-2)
-    return pool, stay, losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
+    q = losses.video_values(reward, pool.continue_item_logit, value, continue_prob, config.discount)
+    return pool, continue_prob, q
 
 
 def _critic_losses(
@@ -221,42 +217,43 @@ def _critic_losses(
     out = acting.apply_critics(config, params["critic"], state.params["actor"], encoded.user, encoded.shown)
     out = jax.tree.map(lambda x: x[:, :-1], out)
     reward = losses.rewards(batch.feedback, scale, config.reward_terms)  # [B, T, K, N]
-    reward = jnp.einsum("btk,btkn->btn", masks.exposed, reward)
+    reward = jnp.einsum("btk,btkn->btn", masks.exposure, reward)
     # Every critic bootstraps with the main agent's next exposure.
     target = losses.td_targets(reward, policy.next_value[:, 1:], batch.terminated, config.discount)
     shown_q = jnp.take_along_axis(policy.q[:, :-1], batch.slate[:, :, None, :], axis=-1)  # [B, T, N, K]
-    slate_q = jnp.einsum("btnk,btk->btn", shown_q, masks.exposed)
-    base = losses.base_loss(out.base, slate_q, target)
+    slate_q = jnp.einsum("btnk,btk->btn", shown_q, masks.exposure)
+    slate_bias = losses.slate_bias_loss(out.slate_bias, slate_q, target)
     value = losses.value_loss(out.value, policy.value[:, :-1], expectile)
     continues = jnp.where(batch.terminated, 0.0, 1.0)
     if config.own_critics:
-        stay = heads.continuation_loss(out, masks.exposed[..., None, :], continues[..., None]).sum(axis=-1)
+        continuation = heads.continuation_loss(out, masks.exposure[..., None, :], continues[..., None]).sum(axis=-1)
     else:
-        stay = heads.continuation_loss(out, masks.exposed, continues)
+        continuation = heads.continuation_loss(out, masks.exposure, continues)
     per_signal = heads.feedback_loss(config.all_signals, out.feedback, batch.feedback, scale)
     terms = {
-        "feedback": jnp.einsum("btk,btks->s", masks.exposed, per_signal) / counts.exposed,
-        "stay": jnp.sum(masks.known * stay) / counts.known,
-        "base": jnp.sum(masks.known[..., None, None] * base) / counts.known,
+        "feedback": jnp.einsum("btk,btks->s", masks.exposure, per_signal) / counts.exposure,
+        "continuation": jnp.sum(masks.next_known * continuation) / counts.next_known,
+        "slate_bias": jnp.sum(masks.next_known[..., None, None] * slate_bias) / counts.next_known,
         "value": jnp.sum(masks.request[..., None, None] * value) / counts.request,
     }
     if config.rewards_differ:  # a shown video has no reward beyond its feedback
-        terms["gap"] = jnp.einsum("btk,btnk->", masks.exposed, out.gap**2) / counts.exposed
+        terms["reward_residual"] = jnp.einsum("btk,btnk->", masks.exposure, out.reward_residual**2) / counts.exposure
     return terms
 
 
 def _actor_batch(params, state, data: UpdateData, policy: PolicyValues) -> losses.ActorBatch:
     """Return what the actors learn from: the first T requests, without gradient but through their scores."""
     batch = data.batch.without_last()
-    q, base, value = jax.lax.stop_gradient((policy.q, policy.pool.base.min(axis=-2), policy.pool.value.min(axis=-2)))
+    q, value = jax.lax.stop_gradient((policy.q, policy.pool.value.min(axis=-2)))
+    slate_bias = jax.lax.stop_gradient(policy.pool.slate_bias.min(axis=-2))
 
     def jacobian(objectives):
-        return jax.jacrev(lambda p: objectives(policy.act(p)[:, :-1]))(params["actor"])
+        return jax.jacrev(lambda p: objectives(policy.scores_of(p)[:, :-1]))(params["actor"])
 
     return losses.ActorBatch(
         scores=policy.scores[:, :-1],
         q=q[:, :-1],
-        base=base[:, :-1],
+        slate_bias=slate_bias[:, :-1],
         value=value[:, :-1],
         q_mean=state.q_mean,
         q_scale=state.q_scale,
@@ -284,28 +281,28 @@ def _counterfactual_losses(
         weights = jnp.asarray(config.loss_weights, jnp.float32)
         feedback = each["feedback"].reshape(*data.masks.request.shape, -1, len(config.all_signals))  # [B, T, M K, S]
         terms["feedback"] = jnp.einsum("s,btms->bt", weights, feedback) / feedback.shape[2]
-        terms["stay"] = each["stay"].mean(axis=-1)
+        terms["continuation"] = each["continuation"].mean(axis=-1)
     if config.rewards_differ:
-        terms["gap"] = each["gap"].mean(axis=(2, 4)).sum(axis=-1)
-    terms["base"] = _VALUE_WEIGHT * each["base"].sum(axis=(-2, -1)).mean(axis=-1)
+        terms["reward_residual"] = each["reward_residual"].mean(axis=(2, 4)).sum(axis=-1)
+    terms["slate_bias"] = _VALUE_WEIGHT * each["slate_bias"].sum(axis=(-2, -1)).mean(axis=-1)
     return {name: jnp.sum(data.masks.request * term) / data.counts.request for name, term in terms.items()}
 
 
 # The axis of the M slates of a request, once users and requests are mapped over; None for what is of the request.
 _OUT_AXES = networks.CriticOutput(
-    feedback=-2, extra=-2, continue_logit=None, continue_item_logit=-2, gap=-2, base=None, value=None
+    feedback=-2, extra=-2, continue_logit=None, continue_item_logit=-2, reward_residual=-2, slate_bias=None, value=None
 )
 _SLATE_AXES = losses.CounterfactualStep(
     feedback=0,
     reward=0,
-    gap=0,
-    stay=0,
+    reward_residual=0,
+    continue_prob=0,
     next_value=0,
     video_reward=-2,
     continue_logit=None,
     continue_item_logit=0,
     value=None,
-    policy_stay=None,
+    policy_continue_prob=None,
 )
 
 
@@ -314,7 +311,7 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
     simulated, pool = jax.tree.map(lambda x: x[:, :-1], (data.simulated, policy.pool))
     z, memory_mean = encoded.user
     out = networks.Critic(config).apply(params["critic"], z[:, :-1], memory_mean[:, :-1], encoded.unseen[:, :-1])
-    reward, gap = _slate_rewards(simulated, out, state.reward_scale, config)
+    reward, reward_residual = _slate_rewards(simulated, out, state.reward_scale, config)
     flat = simulated.slates.reshape(*simulated.slates.shape[:2], -1)
 
     def apart(x):
@@ -326,8 +323,8 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
     slates = losses.CounterfactualStep(
         feedback=simulated.expected,
         reward=reward,
-        gap=gap,
-        stay=simulated.stay,
+        reward_residual=reward_residual,
+        continue_prob=simulated.continue_prob,
         next_value=_next_values(params, encoded, state, data, config),
         video_reward=of_slates(
             losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms), 2
@@ -335,14 +332,14 @@ def _counterfactuals(params, encoded, state, data: UpdateData, policy: PolicyVal
         continue_logit=pool.continue_logit,
         continue_item_logit=of_slates(pool.continue_item_logit),
         value=pool.value.min(axis=-2),
-        policy_stay=policy.stay[:, :-1],
+        policy_continue_prob=policy.continue_prob[:, :-1],
     )
     out = dataclasses.replace(
         out,
         feedback=apart(out.feedback),
         extra=apart(out.extra),
         continue_item_logit=apart(out.continue_item_logit),
-        gap=None if out.gap is None else apart(out.gap),
+        reward_residual=None if out.reward_residual is None else apart(out.reward_residual),
     )
     return out, slates
 
@@ -365,8 +362,8 @@ def _slate_rewards(
         reward = losses.simulated_rewards(
             simulated.expected, simulated.uncertainty, scale, terms, config.uncertainty_bonus
         )
-    gap = jnp.moveaxis(reward - expected, -1, -2) if config.rewards_differ else None
-    return jnp.moveaxis(reward, -1, -2), gap
+    reward_residual = jnp.moveaxis(reward - expected, -1, -2) if config.rewards_differ else None
+    return jnp.moveaxis(reward, -1, -2), reward_residual
 
 
 def _next_values(params, encoded, state, data: UpdateData, config: AgentConfig) -> chex.Array:
@@ -382,7 +379,7 @@ def _next_values(params, encoded, state, data: UpdateData, config: AgentConfig) 
     after = users.update(params["encoder"], before, seen)
 
     def tile(x):
-        return jnp.broadcast_to(x, (*simulated.stay.shape, x.shape[-1]))
+        return jnp.broadcast_to(x, (*simulated.continue_prob.shape, x.shape[-1]))
 
     row = embedding_table.lookup(state.tables[embeddings.USER_TABLE], data.inputs.ids[embeddings.USER_TABLE])
     profile, context = data.inputs.profile[:, None, None], data.batch.next_context()[:, :, None]

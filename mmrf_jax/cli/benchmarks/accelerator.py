@@ -34,7 +34,6 @@ from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.training import batches, compilation, configs, restore, side_by_side, steps
 from mmrf_jax.training.on_device import DeviceBatches
 
-_K = 6  # videos of a slate
 _WARM = 3  # steps before those that are timed
 _JOB_SHARE = 0.6  # of the time, after which the main job is ended
 
@@ -121,13 +120,13 @@ def _set_up(batch: int, sizes: Sizes, number: int = 1) -> _Setup:
     plan = steps.plan_of(run, source.spec.signals)
     shapes = restore.state_shapes(run, source, partitioner)
     seeds = side_by_side.Seeds(number, shapes, partitioner)
-    compilation.begin_steps(compiled, run, plan, source, seeds)
+    compilation.compile_steps_ahead(compiled, run, plan, source, seeds)
     assert source.train_on_devices is not None
     log = source.train_on_devices(partitioner, plan.agents.discount)
     every = [dataclasses.replace(run, seed=seed) for seed in range(number)]
-    start, states, encodings = compilation.initial(partitioner, shapes), {}, {}
+    start, states, encodings = compilation.init_program(partitioner, shapes), {}, {}
     for one in every:
-        states[one.seed] = start(*compilation.initial_args(one, plan, source, log.feedback_statistics))
+        states[one.seed] = start(*compilation.init_args(one, plan, source, log.feedback_statistics))
         found = steps.precompute_item_embeddings(states[one.seed], source.items, plan)
         encodings[one.seed] = None if found is None else partitioner.replicate(found)
     data = [DeviceBatches(one, log, partitioner) for one in every]
@@ -227,16 +226,16 @@ def rollouts(sizes: Sizes) -> Entries:
     sim, key = source.sim, types.make_key(1)
     assert sim is not None
     plan = steps.plan_of(run, source.spec.signals)
-    start = compilation.initial(partitioner, restore.state_shapes(run, source, partitioner))
+    start = compilation.init_program(partitioner, restore.state_shapes(run, source, partitioner))
     ones = (np.ones(len(source.spec.signals)),) * 3
-    state = start(*compilation.initial_args(run, plan, source, ones))
+    state = start(*compilation.init_args(run, plan, source, ones))
     agents = registry.get(run.method).make_policy(state.agents, source.items, plan.agents)
     arms = rankers.choices({"random": source.policies["random"], "mmrf": agents})
     sim = partitioner.replicate(sim.with_items(source.items))
     for users in sizes.users:
 
         def lower(users=users):
-            return simulate.lower(sim, arms["mmrf"], key, partitioner, k=_K, capacity=users)
+            return simulate.lower(sim, arms["mmrf"], key, partitioner, capacity=users)
 
         compiled.add(f"rollout of {users}", lower)
     for users in sizes.users:
@@ -246,7 +245,7 @@ def rollouts(sizes: Sizes) -> Entries:
             for call in range(3):  # the first may still compile
                 began = time.perf_counter()
                 sums = simulate.rollout_user_metrics(
-                    sim, policy, key, partitioner, first_user=call * users, num_users=users, day=0, k=_K
+                    sim, policy, key, partitioner, user_ids=np.arange(call * users, (call + 1) * users), day=0
                 )
                 rates.append(sums["requests"].sum() / (time.perf_counter() - began))
             yield f"rollout/{name}/users={users}", float(max(rates[1:])), "requests/s"

@@ -73,13 +73,13 @@ def _step(step: Any, run: configs.Run, plan: Any, source: Any, tail: tuple, ever
         size = run.train.batch // every.num_devices * partitioner.num_devices
         return (
             restore.state_shapes(run, source, partitioner),
-            _shapes(batches.example(source.spec, size, run.train.segment), split),
+            _shapes(batches.example_batch(source.spec, size, run.train.segment), split),
             _shapes(source.items, replicated),
             *(_shapes(x, replicated) for x in (np.float32(1.0), *tail)),
         )
 
-    def call(state: Any, batch: Any, items: Any, rate: Any, *encodings: Any) -> Any:
-        return step(state, batch, items, plan, rate, *encodings)
+    def call(state: Any, batch: Any, items: Any, lr_scale: Any, *encodings: Any) -> Any:
+        return step(state, batch, items, plan, lr_scale, *encodings)
 
     work = cost.work(call, *arguments(Partitioner(jax.devices()[:1])))
     yield "operations", work.flops, ""

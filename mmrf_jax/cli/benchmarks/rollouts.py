@@ -11,7 +11,7 @@ from mmrf_jax.abtest import simulate
 from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import Progress
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import sources
+from mmrf_jax.training import simulator_source
 
 _USERS = tuple(2**e for e in (10, 12, 14, 17, 20))
 _CALL_USERS = 2**15  # fewer users are served in several calls per timing, at most 16
@@ -20,7 +20,7 @@ _CALL_USERS = 2**15  # fewer users are served in several calls per timing, at mo
 def rollouts(repeats: int, max_users: int) -> list[dict]:
     """Measure wall and processor time of a live request for each number of users; the sizes take turns."""
     partitioner = Partitioner()
-    sim, policy = env.make(parameters.WorldConfig()), sources.world_policies()["production"]
+    sim, policy = env.make_world(parameters.WorldConfig()), simulator_source.world_policies()["production"]
     sim = partitioner.replicate(sim)
     key = types.make_key(1)
     sizes = [n for n in _USERS if n <= max_users]
@@ -34,7 +34,7 @@ def rollouts(repeats: int, max_users: int) -> list[dict]:
                 for call in range(calls):
                     first = (16 * repeat + call) * n % 2**26
                     sums = simulate.rollout_user_metrics(
-                        sim, policy, key, partitioner, first_user=first, num_users=n, day=0, k=6
+                        sim, policy, key, partitioner, user_ids=np.arange(first, first + n), day=0
                     )
                     live += sums["requests"].sum()
                 cost = ((time.perf_counter() - wall) / live, (time.process_time() - cpu) / live)

@@ -28,11 +28,10 @@ from mmrf_jax.io.progress import counted, say
 from mmrf_jax.models import embedding_table, rowwise
 from mmrf_jax.parallel import preemption
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import sources
+from mmrf_jax.training import simulator_source
 
 _IDS, _DIM = 8_192, 16  # ids per batch, and row size
 _STEPS = 50
-_SLATE = 6
 _USERS = 20_000  # per timing of a world
 _JOB = (f"--config={common.WORLD}", "--config.quick=True", "--config.alternation.rounds=1", "--config.log_every=1")
 _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments per batch, requests per segment, and number of batches read
@@ -41,7 +40,7 @@ _BATCH, _SEGMENT, _BATCHES = 128, 4, 300  # segments per batch, requests per seg
 def tables(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a lookup, its gradient and the row update; ids follow popularity (Zipf), or are uniform."""
     step = jax.jit(_table_step, donate_argnums=0)
-    t = jax.jit(functools.partial(embedding_table.init, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
+    t = jax.jit(functools.partial(embedding_table.init_table, num_rows=rows, dim=_DIM, scale=0.02))(types.make_key(0))
     rng, cost = np.random.default_rng(0), {}
 
     def place(rank):
@@ -72,22 +71,25 @@ def _table_step(t: embedding_table.Table, ids: jax.Array) -> embedding_table.Tab
 
 def videos(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request in a world with `number` videos, under production's policy."""
-    sim = env.make(parameters.WorldConfig(num_videos=number))
-    serving = speed.Serving(sim, sources.world_policies()["production"], _SLATE)
+    sim = env.make_world(parameters.WorldConfig(num_videos=number))
+    serving = speed.Serving(sim, simulator_source.world_policies()["production"])
     return {"request": (1e6 / speed.requests_a_second(serving, _USERS, repeats), "us")}
 
 
 def users(number: int, repeats: int) -> dict[str, tuple[float, str]]:
     """Time a live request of an A/B test with `number` users, in blocks, under the random policy."""
     del repeats
-    sim, partitioner = env.make(parameters.WorldConfig()), Partitioner()
-    policies = {"random": sources.world_policies()["random"]}
-    compare = functools.partial(
-        simulate.compare, sim, policies, types.make_key(1), partitioner, control="random", day=0, k=_SLATE
-    )
-    compare(num_users=min(number, simulate.BLOCK))  # compiles
+    sim, partitioner = env.make_world(parameters.WorldConfig()), Partitioner()
+    policies = {"random": simulator_source.world_policies()["random"]}
+
+    def served(number: int) -> dict[str, Any]:
+        design = simulate.Design("random", number)
+        test = simulate.simulate_ab_test(sim, policies, types.make_key(1), partitioner, design, day=0)
+        return test["ab_test"]["random"]
+
+    served(min(number, simulate.BLOCK))  # compiles
     start = time.perf_counter()
-    result = compare(num_users=number)["ab_test"]["random"]
+    result = served(number)
     live = number * result["requests"]["mean"]
     return {"request": (1e6 * (time.perf_counter() - start) / live, "us")}
 
@@ -129,9 +131,9 @@ def logs(rows: int, repeats: int) -> dict[str, tuple[float, str]]:
         start = time.perf_counter()
         prepared = prepare_log(source, out)
         took = time.perf_counter() - start
-        part = stream.Part(prepared.parts["train"], 0, (0, 1), lambda log: None)
+        part = stream.LogPart(prepared.parts["train"], 0, (0, 1), lambda log: None)
         every = np.ones(len(part.number), bool)
-        batches = stream.Batches(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
+        batches = stream.BatchRows(part, np.arange(_BATCH), _BATCH, _SEGMENT, every, [0])
         batches.get(0, 0)
         start = time.perf_counter()
         for at in range(1, _BATCHES + 1):

@@ -27,7 +27,7 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.abtest import simulate
 from mmrf_jax.agents import registry
-from mmrf_jax.agents.mmrf.policy import make as make_policy
+from mmrf_jax.agents.mmrf.policy import make_actor_ranker as make_policy
 from mmrf_jax.cli import common
 from mmrf_jax.cli.benchmarks import cost
 from mmrf_jax.configs import world as experiment
@@ -39,7 +39,7 @@ from mmrf_jax.envs.short_video import env, parameters
 from mmrf_jax.io.progress import counted
 from mmrf_jax.metrics import ranking
 from mmrf_jax.parallel.partitioner import Partitioner
-from mmrf_jax.training import batches, compilation, configs, restore, sources, steps, train_state
+from mmrf_jax.training import batches, compilation, configs, restore, simulator_source, sources, steps, train_state
 from mmrf_jax.training.train_state import TrainState
 
 USERS = 4_096  # per call, by default
@@ -67,7 +67,6 @@ class Serving(NamedTuple):
 
     sim: Environment
     policy: rankers.AnyRanker
-    k: int
 
 
 class Run(NamedTuple):
@@ -88,10 +87,8 @@ def fresh_run(**overrides: Any) -> Run:
     source = restore.source_of(config, partitioner)
     plan = steps.plan_of(config, source.spec.signals)
     log = source.train()
-    start = compilation.initial(partitioner, restore.state_shapes(config, source, partitioner))
-    state = start(
-        *compilation.initial_args(config, plan, source, batches.feedback_statistics(log, plan.agents.discount))
-    )
+    start = compilation.init_program(partitioner, restore.state_shapes(config, source, partitioner))
+    state = start(*compilation.init_args(config, plan, source, batches.feedback_statistics(log, plan.agents.discount)))
     return Run(source, plan, state, log, config)
 
 
@@ -119,7 +116,7 @@ def requests_a_second(serving: Serving, users: int, repeats: int) -> float:
         for call in range(calls if repeat else 1):
             first = (repeat * calls + call) * size
             sums = simulate.rollout_user_metrics(
-                sim, policy, key, partitioner, first_user=first, num_users=size, day=0, k=serving.k
+                sim, policy, key, partitioner, user_ids=np.arange(first, first + size), day=0
             )
             live += float(sums["requests"].sum())
         rates.append(live / (time.perf_counter() - start))
@@ -132,7 +129,7 @@ def request_work(serving: Serving, slots: int = 256) -> cost.Work:
     slots_now = jax.eval_shape(begin, types.make_key(0))
 
     def step(sim, policy, key, now):
-        return rollout.advance(sim, policy, key, jnp.int32(0), now, serving.k)
+        return rollout.step_slots(sim, policy, key, jnp.int32(0), now)
 
     return cost.work(step, serving.sim, serving.policy, types.make_key(0), slots_now).times(1 / slots)
 
@@ -155,9 +152,9 @@ def _gathers(sim: Environment, repeats: int) -> float:
 def world(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts of the random policy."""
     for candidates in (100, 400):
-        sim = env.make(parameters.WorldConfig(candidates=candidates))
+        sim = env.make_world(parameters.WorldConfig(candidates=candidates))
         limit = _gathers(sim, repeats)
-        serving = Serving(sim, random_policy(sim), 6)
+        serving = Serving(sim, random_policy(sim))
         for users in SIZES if candidates == 100 else (USERS,):
             if users <= max_users:
                 rate = requests_a_second(serving, users, repeats)
@@ -166,8 +163,8 @@ def world(repeats: int, max_users: int) -> Iterator[Figure]:
 
 def whole_catalogue(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts where every video is a candidate of every request: no gather."""
-    sim = env.make(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
-    serving = Serving(sim, sources.world_policies()["random"], 2)
+    sim = env.make_world(parameters.WorldConfig(num_videos=100, candidates=100, slate=2))
+    serving = Serving(sim, simulator_source.world_policies()["random"])
     limit = cost.machine(repeats).rate(request_work(serving))
     yield Figure(f"world/whole/C=100/B={USERS}", requests_a_second(serving, USERS, repeats), "requests/s", limit)
 
@@ -179,7 +176,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
         run = fresh_run(**{"world.candidates": candidates})
         policy = make_policy(run.state.agents, run.source.items, run.plan.agents)
         assert run.source.sim is not None
-        serving = Serving(run.source.sim, policy, run.plan.agents.slate)
+        serving = Serving(run.source.sim, policy)
         limit = machine.rate(request_work(serving))
         for users in SIZES[:3] if candidates == 100 else (USERS,):
             if users <= max_users:
@@ -190,7 +187,7 @@ def ranker(repeats: int, max_users: int) -> Iterator[Figure]:
 def model(repeats: int, max_users: int) -> Iterator[Figure]:
     """Measure rollouts in the feedback model."""
     run, machine = fresh_run(), cost.machine(repeats)
-    sim = learned.make(
+    sim = learned.make_learned_env(
         train_state.model_of(run.state), run.source.items, run.plan.feedback, run.log, run.config.world.max_requests
     )
     rankers = {
@@ -198,7 +195,7 @@ def model(repeats: int, max_users: int) -> Iterator[Figure]:
         "mmrf": make_policy(run.state.agents, run.source.items, run.plan.agents),
     }
     for name, policy in rankers.items():
-        serving = Serving(sim, policy, run.plan.agents.slate)
+        serving = Serving(sim, policy)
         limit = machine.rate(request_work(serving))
         rate = requests_a_second(serving, USERS, repeats)
         yield Figure(f"model/{name}/C=100/B={USERS}", rate, "requests/s", limit)
@@ -222,7 +219,7 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
 
     yield Figure("learning/input", requests / statistics.median(cost.seconds(cuts, repeats)), "requests/s")
     impressions = sum(int((batch.slate_mask[:, :-1] & batch.mask[:, :-1, None]).sum()) for batch in batches)
-    items, plan, rate = run.source.items, run.plan, jnp.float32(1.0)
+    items, plan, lr_scale = run.source.items, run.plan, jnp.float32(1.0)
     kept = steps.precompute_item_embeddings(run.state, items, plan)
     update = functools.partial(steps.update_step, encodings=kept)
     step: Callable
@@ -230,13 +227,15 @@ def learning(repeats: int, max_users: int) -> Iterator[Figure]:
         ("learning/fit", steps.fit_step, impressions, "impressions/s"),
         ("learning/update", update, requests, "requests/s"),
     ):
-        limit = machine.rate(cost.work(functools.partial(step, plan=plan, rate=rate), run.state, batches[0], items))
+        limit = machine.rate(
+            cost.work(functools.partial(step, plan=plan, lr_scale=lr_scale), run.state, batches[0], items)
+        )
         state = jax.tree.map(jnp.copy, run.state)
 
         def run_steps(step=step):
             nonlocal state
             for batch in batches:
-                state, _ = step(state, batch, items, plan=plan, rate=rate)
+                state, _ = step(state, batch, items, plan=plan, lr_scale=lr_scale)
             return state
 
         value = units / statistics.median(cost.seconds(run_steps, repeats))

@@ -172,7 +172,7 @@ class Writer:
         self._file = self._opened(number, end)
 
     def _opened(self, number: int, end: int) -> appending.DiskFile | appending.PartsFile:
-        file = appending.opened(_path(self.folder, number), end)
+        file = appending.open_to_append(_path(self.folder, number), end)
         self.position = Position(number, end)
         return file
 
@@ -326,7 +326,7 @@ def check(folder: Path, signals: Signals, sizes: dict[str, int] | None = None) -
             )
 
 
-class Shown:
+class OpenRequest:
     """A request of an open session, and the feedback on its slate."""
 
     __slots__ = ("answered", "context", "events", "feedback", "number", "videos")
@@ -360,7 +360,7 @@ class UserLog:
         self.signals = signals
         self.history_videos = np.zeros(0, np.int64)
         self.history_feedback = np.zeros((0, len(signals)), np.float32)
-        self.shown: list[Shown] = []
+        self.shown: list[OpenRequest] = []
         self.requests = 0
         self.profile: np.ndarray | None = None
         self.time = 0
@@ -372,7 +372,7 @@ class UserLog:
         videos = joined([self.history_videos, *(s.videos for s in answered)])
         return videos, np.concatenate([self.history_feedback, *(s.feedback for s in answered)])
 
-    def apply(self, record: Record, history: int) -> Shown | None:
+    def apply(self, record: Record, history: int) -> OpenRequest | None:
         """Apply the next record of the user; a record that was applied before changes nothing.
 
         Args:
@@ -399,7 +399,7 @@ class UserLog:
                 self.shown, self.over = [], False
             candidates = unpack_ids(record["candidates"])
             videos, context = candidates[np.frombuffer(record["slate"], "<u2")], np.frombuffer(record["context"], "<f4")
-            self.shown.append(Shown(record["number"], videos, context, self.signals))
+            self.shown.append(OpenRequest(record["number"], videos, context, self.signals))
             self.requests = record["number"] + 1
             self.profile = np.frombuffer(record["profile"], "<f4")
             self.time = record["time"]
@@ -421,7 +421,7 @@ class UserLog:
         self.time = record["time"]
         return shown
 
-    def request(self, number: int) -> Shown | None:
+    def request(self, number: int) -> OpenRequest | None:
         """Return the request with this number if it belongs to the last session."""
         place = number - self.shown[0].number if self.shown else -1
         return self.shown[place] if 0 <= place < len(self.shown) else None

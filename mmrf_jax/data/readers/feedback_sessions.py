@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers import feedback_log
-from mmrf_jax.data.readers.feedback_log import Record, RowsOf, Shown, UserLog
+from mmrf_jax.data.readers.feedback_log import OpenRequest, Record, RowsOf, UserLog
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.io import storage
+from mmrf_jax.io.progress import Counter
 from mmrf_jax.signals import Signals
-
-Progress = Callable[[str, int], Callable[[int], None]]
 
 
 def read(
     folder: str | os.PathLike,
     spec: InputSpec,
     rows_of: RowsOf,
-    progress: Progress = lambda name, total: lambda done: None,
+    progress: Counter = lambda name, total: lambda done: None,
     user_ids: np.ndarray | None = None,
 ) -> tuple[Sessions, Record]:
     """Read a whole feedback log as training sessions.
@@ -124,7 +122,7 @@ class _Asked(NamedTuple):
     slate: np.ndarray  # [K] positions, −1 where fewer were shown
     scores: np.ndarray
     log_propensity: float
-    shown: Shown
+    shown: OpenRequest
 
 
 class _Cutter:
@@ -159,7 +157,7 @@ class _Cutter:
             self._open[user] = (record, known, [])
         self._open[user][2].append(self._asked(record, known.shown[-1]))
 
-    def _asked(self, record: Record, shown: Shown) -> _Asked | None:
+    def _asked(self, record: Record, shown: OpenRequest) -> _Asked | None:
         s = self._spec
         context = np.frombuffer(record["context"], "<f4")
         for name, found, wanted in (

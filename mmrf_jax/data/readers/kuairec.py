@@ -28,11 +28,11 @@ def load(folder: str | Path, matrix: str = "big_matrix", quiet: bool = False) ->
     """
     root = copies.local(storage.path(folder))
     root = root / "data" if (root / "data").is_dir() else root
-    log = tables.scan(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
+    log = tables.scan_table(root / f"{matrix}.csv", "log", _LOG, {name: name for name in _LOG})
     log = log.with_columns(finish=pl.col("watch_ratio") >= 1.0)
-    items = tables.read(root / "item_categories.csv", "item table", needed={"item": "video_id", "tags": "feat"})
+    items = tables.read_table(root / "item_categories.csv", "item table", needed={"item": "video_id", "tags": "feat"})
     items = items.with_columns(pl.col("feat").str.strip_chars("[]").str.replace_all(" ", "").str.split(","))
-    users = tables.read(root / "user_features.csv", "user table", needed={"user": "user_id"})
+    users = tables.read_table(root / "user_features.csv", "user table", needed={"user": "user_id"})
     schema = Schema(
         user="user_id",
         item="video_id",

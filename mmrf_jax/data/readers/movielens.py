@@ -50,7 +50,7 @@ def load(folder: str | Path, quiet: bool = False) -> SessionLog:
 def _read(folder: Path, name: str) -> pl.LazyFrame:
     names, path = _COLUMNS[name], folder / f"{name}.dat"
     if not path.exists():
-        return tables.scan(folder / f"{name}.csv", name, names, needed={column: column for column in names})
+        return tables.scan_table(folder / f"{name}.csv", name, names, needed={column: column for column in names})
     lines = pl.Series([line.split("::") for line in path.read_text("latin-1").splitlines() if line])
     frame = lines.list.to_struct(fields=names).struct.unnest()
     return frame.lazy().with_columns(pl.col([n for n in names if n in _NUMBERS]).cast(pl.Int64))

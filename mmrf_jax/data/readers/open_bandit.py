@@ -30,8 +30,8 @@ def load(folder: str | Path, policy: str = "bts", campaign: str = "all", quiet: 
     place = copies.local(storage.path(folder)) / policy / campaign
     packed = place / f"{campaign}.csv.gz"
     path = packed if packed.exists() else place / f"{campaign}.csv"
-    log = tables.scan(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")
-    items = tables.read(place / "item_context.csv", "item table").select(pl.col("item_id", "^item_feature_.*$"))
+    log = tables.scan_table(path, "log", _LOG, {name: name for name in _LOG}).with_row_index("user_id")
+    items = tables.read_table(place / "item_context.csv", "item table").select(pl.col("item_id", "^item_feature_.*$"))
     schema = Schema(
         user="user_id",
         item="item_id",

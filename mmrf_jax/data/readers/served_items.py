@@ -66,7 +66,7 @@ def _features(item: Mapping[str, Any], encoders: named_features.Encoders, width:
         return np.zeros(width, np.float32)
     if isinstance(given, Mapping):
         try:
-            given = named_features.encode(encoders, given)
+            given = named_features.encode_named(encoders, given)
         except ValueError as error:
             raise ValueError(f"item {item['id']!r} of the feedback log: {error}") from error
     if len(given) < width:

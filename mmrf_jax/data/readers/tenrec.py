@@ -26,7 +26,7 @@ def load(path: str | Path, quiet: bool = False) -> SessionLog:
     Raises:
       ValueError: if the file is missing or has another layout.
     """
-    log = tables.read(path, "log", _LOG, {name: name for name in _LOG})
+    log = tables.read_table(path, "log", _LOG, {name: name for name in _LOG})
     place = pl.int_range(pl.len()).over("user_id") / pl.len().over("user_id")
     log = log.with_columns(time=(place * _PERIOD_MS).cast(pl.Int64).cast(pl.Datetime("ms", "UTC")))
     of_item, of_user = pl.col("video_category").cast(pl.String), pl.col("gender", "age").cast(pl.String)

@@ -34,13 +34,13 @@ class WorldState:
     traits: users.Traits
     interest: chex.Array  # [B, LATENT] unit vectors, drifting
     satiation: chex.Array  # [B, TOPICS]
-    joy: chex.Array  # [B] mean enjoyment per request, summed over the session
+    total_enjoyment: chex.Array  # [B] mean enjoyment per request, summed over the session
     candidates: chex.Array  # [B, C] int32
 
 
-def make(config: parameters.WorldConfig) -> ShortVideoEnv:
+def make_world(config: parameters.WorldConfig) -> ShortVideoEnv:
     """Build the world of a config."""
-    params = items.make(config)
+    params = items.make_world_params(config)
     run = -(-items.split(config.candidates)[0] // _RUNS)
     today, new = -parameters.FIRST_DAY, items.split(config.candidates)[2]
     smallest = int(np.asarray(params.cluster_live)[today].min())
@@ -77,7 +77,7 @@ def reset(key: types.Key, params: parameters.WorldParams, user_ids: chex.Array, 
         traits=traits,
         interest=interest,
         satiation=jnp.zeros((num_users, parameters.TOPICS), jnp.float32),
-        joy=jnp.zeros((num_users,), jnp.float32),
+        total_enjoyment=jnp.zeros((num_users,), jnp.float32),
         candidates=_candidates(u[:, 1 + n_history :], traits, day, params),
     )
     history = _arriving_history(u[:, 1 : 1 + n_history].reshape(num_users, h, -1), state, params)
@@ -98,7 +98,7 @@ def step(key: types.Key, state: WorldState, slate: chex.Array, params: parameter
     videos = jnp.take_along_axis(state.candidates, slate, axis=1)
     truth = truth_of(params, state, videos)
     feedback = response.respond(params, state.traits, truth, u[:, :n_answer].reshape(num_users, k, -1))
-    stays = u[:, n_answer] < jax.nn.sigmoid(leaving.stay_logit(params, state, truth.enjoyment))
+    stays = u[:, n_answer] < jax.nn.sigmoid(leaving.continue_logit(params, state, truth.enjoyment))
     position = state.position + 1
     terminated = ~stays
     truncated = stays & (position >= config.max_requests)
@@ -112,7 +112,7 @@ def step(key: types.Key, state: WorldState, slate: chex.Array, params: parameter
         position=position,
         interest=interest,
         satiation=b.satiation_decay * state.satiation + b.satiation_gain * seen,
-        joy=state.joy + truth.enjoyment.mean(axis=1),
+        total_enjoyment=state.total_enjoyment + truth.enjoyment.mean(axis=1),
         candidates=_candidates(u[:, n_answer + 1 :], state.traits, state.day, params),
     )
     exposure = types.Exposure(videos=videos, feedback=feedback, mask=jnp.ones(videos.shape, bool))
@@ -215,7 +215,7 @@ def _arriving_history(u: chex.Array, state: WorldState, params: parameters.World
     no_satiation = jnp.zeros_like(state.satiation)
     truth = response.affinity(params, state.traits, state.interest, no_satiation, drawn)
     shape = (num_users, h, t)
-    best = jnp.argmax(truth.drive.reshape(shape), axis=-1)[..., None]
+    best = jnp.argmax(truth.engagement.reshape(shape), axis=-1)[..., None]
 
     def pick(x):
         return jnp.take_along_axis(x.reshape(shape), best, axis=-1)[..., 0]
@@ -223,7 +223,7 @@ def _arriving_history(u: chex.Array, state: WorldState, params: parameters.World
     chosen = jax.tree.map(pick, truth)
     # Positions within the old slates are not recorded: feedback is sampled as if each video had come first.
     feedback = response.respond(
-        dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, drive_position=0.0)),
+        dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, engagement_position=0.0)),
         state.traits,
         chosen,
         u[..., 3 * t :],

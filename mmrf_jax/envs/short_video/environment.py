@@ -14,7 +14,7 @@ _ARGUMENTS = {
 }
 
 
-def make(
+def make_short_video(
     num_videos: int = WorldConfig.num_videos,
     num_candidates: int = WorldConfig.candidates,
     slate_size: int = WorldConfig.slate,
@@ -41,7 +41,7 @@ def make(
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant={variant!r}; choose among {', '.join(VARIANTS)}")
     try:
-        return env.make(
+        return env.make_world(
             WorldConfig(
                 num_videos=num_videos,
                 candidates=num_candidates,

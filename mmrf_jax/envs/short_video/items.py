@@ -14,6 +14,8 @@ from mmrf_jax.envs.short_video import parameters
 # Durations follow the quantiles over videos of KuaiRand's random log (seconds).
 _DURATION_Q = (0.0, 0.02, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 _DURATION_S = (5.0, 8.0, 28.4, 77.6, 147.0, 235.0, 330.0, 600.0)
+CONTENT_NOISE = 0.06  # of the platform's view of a taste vector
+MIX = ((1.0, 0.6, -0.5, 0.8), (0.5, -0.9, 1.0, 0.7))  # quality and clickbait, in what the platform sees of them
 _AUTHORS_PER_TOPIC = 1 / 60  # authors per video of a topic
 
 
@@ -21,7 +23,7 @@ def _unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def make(config: parameters.WorldConfig) -> parameters.WorldParams:
+def make_world_params(config: parameters.WorldConfig) -> parameters.WorldParams:
     """Build the world's parameters, with the platform's view of its V videos; a pure function of the config."""
     arrays = _draw(config.seed, config.num_videos)
     topic, upload, rank = (np.asarray(arrays[k]) for k in ("topic", "upload", "popularity"))
@@ -129,10 +131,10 @@ def _draw(seed, num_videos: int):
     upload = jnp.floor(uniform(9, minval=parameters.FIRST_DAY, maxval=parameters.LAST_DAY + 1))
     # The platform's content models see the taste vector, and mixtures of quality and clickbait, all with noise. The
     # production ranker sees no more of a video than this, so its choices depend on nothing hidden from the agents.
-    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]], jnp.float32)
+    mix = jnp.array(MIX, jnp.float32)
     noisy = jnp.stack([quality, clickbait], -1) @ mix + 0.8 * normal(10, num_videos, 4)
     estimate = noisy @ jnp.linalg.pinv(mix)
-    content = parameters.LATENT**0.5 * (taste + 0.06 * normal(11, num_videos, parameters.LATENT))
+    content = parameters.LATENT**0.5 * (taste + CONTENT_NOISE * normal(11, num_videos, parameters.LATENT))
     scaled = log_duration[:, None] - 4.2
     visible = jnp.concatenate(
         [content, noisy, scaled, scaled**2 - 1.0, (u[:, None] < 0.25).astype(jnp.float32)], axis=-1

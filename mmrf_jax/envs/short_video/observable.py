@@ -33,7 +33,6 @@ L = parameters.LATENT
 ACTIVITY, SUSCEPTIBILITY, SOCIABILITY, PATIENCE = L, L + 1, L + 2, L + 3  # places in x, after the interest
 STATE = L + 4
 _WATCH_TIME, _CLICK = SHORT_VIDEO.index("watch_time"), SHORT_VIDEO.index("click")
-_TOPIC_WEIGHTS, _TASTE_NOISE = (1.0, 0.8, 0.6), 0.12  # of an interest, as `users.draw` makes it
 _TRIPLES = np.array(list(itertools.permutations(range(parameters.TOPICS), 3)), np.int32)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _BLOCK = 64  # users whose prior is computed at a time
@@ -77,12 +76,12 @@ def _interest(params: parameters.WorldParams, view: chex.Array) -> tuple[chex.Ar
     chosen = jnp.exp(weight - jax.nn.logsumexp(weight))[_TRIPLES]  # [n, 3]
     before = jnp.cumsum(chosen, axis=1) - chosen
     log_prior = jnp.sum(jnp.log(chosen) - jnp.log1p(-before), axis=1)
-    centre = jnp.einsum("k,nkd->nd", jnp.asarray(_TOPIC_WEIGHTS, jnp.float32), params.centroids[_TRIPLES])
+    centre = jnp.einsum("k,nkd->nd", jnp.asarray(users.TOPIC_WEIGHTS, jnp.float32), params.centroids[_TRIPLES])
     square = jnp.sum(centre**2, axis=1)
-    direction, length = centre * jax.lax.rsqrt(square)[:, None], square + L * _TASTE_NOISE**2
+    direction, length = centre * jax.lax.rsqrt(square)[:, None], square + L * users.TASTE_NOISE**2
     view_noise = (0.25 * params.behaviour.retrieval_noise) ** 2
     # The view is the direction of (centre + noise), with noise of this variance relative to the centre's length.
-    var = (_TASTE_NOISE**2 + view_noise * length) / square
+    var = (users.TASTE_NOISE**2 + view_noise * length) / square
     cosine = direction @ view
     # Its density integrates over the unknown length s: s^(L - 1) exp(-(s² - 2 s cosine) / (2 var)).
     s = 0.5 * (cosine + jnp.sqrt(cosine**2 + 4.0 * (L - 1) * var))
@@ -90,7 +89,7 @@ def _interest(params: parameters.WorldParams, view: chex.Array) -> tuple[chex.Ar
     log_density -= 0.5 * jnp.log((L - 1) / s**2 + 1.0 / var)
     w = jax.nn.softmax(log_prior + log_density)
     shrink = jnp.sqrt(square / length)  # the interest is (centre + noise) / length
-    precision = (length / _TASTE_NOISE**2, 1.0 / view_noise)
+    precision = (length / users.TASTE_NOISE**2, 1.0 / view_noise)
     total = precision[0] + precision[1]
     on_centre, on_view = precision[0] * shrink / total, precision[1] * s * shrink / total
     mean = (w * on_centre) @ direction + (w @ on_view) * view
@@ -101,37 +100,37 @@ def _interest(params: parameters.WorldParams, view: chex.Array) -> tuple[chex.Ar
 
 
 def watch_log_likelihood(
-    b: parameters.Behaviour, drive: chex.Array, seconds: chex.Array, duration: chex.Array
+    b: parameters.Behaviour, engagement: chex.Array, seconds: chex.Array, duration: chex.Array
 ) -> chex.Array:
-    """Compute the log-likelihood of a play time given the drive, up to a constant in the drive; arrays broadcast.
+    """Compute the log-likelihood of a play time given the engagement, up to a constant in it; arrays broadcast.
 
     Densities are in log seconds. There are atoms at the least play time of `play_curve` and at the video's ends.
     """
     normal = jax.scipy.stats.norm
     log_seconds, log_duration = jnp.log(seconds), jnp.log(duration)
-    least = response.drive_for(b, log_seconds)
+    least = response.engagement_for(b, log_seconds)
     slope = sum(s * (least > k) for k, s in zip(b.curve_knots, b.curve_slopes, strict=True))
-    played = normal.pdf((least - drive) / b.drive_noise) / (b.drive_noise * jnp.maximum(slope, 1e-6))
+    played = normal.pdf((least - engagement) / b.engagement_noise) / (b.engagement_noise * jnp.maximum(slope, 1e-6))
     skipped = normal.pdf((log_seconds - b.skip_start) / response.SKIP_NOISE) / response.SKIP_NOISE
 
     def reaches(log_end):
-        return normal.sf((response.drive_for(b, log_end) - drive) / b.drive_noise)
+        return normal.sf((response.engagement_for(b, log_end) - engagement) / b.engagement_noise)
 
     skips_through = normal.sf((log_duration - b.skip_start) / response.SKIP_NOISE)
-    # A play of exactly the least time is one whose drive is below the curve's first knot.
+    # A play of exactly the least time is one whose engagement is below the curve's first knot.
     inside = jnp.where(
         log_seconds <= b.curve_start,
         jnp.where(
             log_seconds < b.curve_start,
-            b.skip * skipped,
-            (1.0 - b.skip) * normal.cdf((b.curve_knots[0] - drive) / b.drive_noise),
+            b.skip_prob * skipped,
+            (1.0 - b.skip_prob) * normal.cdf((b.curve_knots[0] - engagement) / b.engagement_noise),
         ),
-        (1.0 - b.skip) * played + b.skip * skipped,
+        (1.0 - b.skip_prob) * played + b.skip_prob * skipped,
     )
     share = seconds / duration
-    once = (1.0 - b.skip - b.replay) * reaches(log_duration) + b.skip * skips_through
+    once = (1.0 - b.skip_prob - b.replay_prob) * reaches(log_duration) + b.skip_prob * skips_through
     twice = jnp.where(jnp.abs(share - 2.0) < 1e-4, reaches(log_duration + jnp.log(2.0)), played)
-    value = jnp.where(share < 1.0 - 1e-4, inside, jnp.where(share < 1.0 + 1e-4, once, b.replay * twice))
+    value = jnp.where(share < 1.0 - 1e-4, inside, jnp.where(share < 1.0 + 1e-4, once, b.replay_prob * twice))
     return jnp.log(jnp.maximum(value, _TINY))
 
 
@@ -165,16 +164,20 @@ def _at(interest: chex.Array, **others: chex.Array) -> chex.Array:
     return jnp.concatenate([interest, jnp.stack([rest.get(i, zero) for i in range(L, STATE)], axis=-1)], axis=-1)
 
 
-def drive_in(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Return coefficients [..., STATE] and offset [...] of the drive of videos [...] in x; as `response.affinity`."""
+def engagement_in(
+    params: parameters.WorldParams, videos: chex.Array, bored: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """Return coefficients [..., STATE] and offset [...] of the engagement with videos in x, as `response.affinity`."""
     b, hidden = params.behaviour, params.hidden[videos]
     quality, clickbait, log_duration = (hidden[..., L + i] for i in range(3))
     a = _at(
-        b.drive_match * users.MATCH_SCALE * hidden[..., :L],
-        activity=jnp.float32(b.drive_activity),
-        susceptibility=b.drive_clickbait * clickbait,
+        b.engagement_match * users.MATCH_SCALE * hidden[..., :L],
+        activity=jnp.float32(b.engagement_activity),
+        susceptibility=b.engagement_clickbait * clickbait,
     )
-    offset = b.drive_quality * quality + b.drive_duration * (log_duration - 4.2) - b.drive_satiation * bored
+    offset = (
+        b.engagement_quality * quality + b.engagement_duration * (log_duration - 4.2) - b.engagement_satiation * bored
+    )
     return a, offset
 
 
@@ -183,8 +186,12 @@ def enjoyment_in(
 ) -> tuple[chex.Array, chex.Array]:
     """Return coefficients [..., STATE] and offset [...] of the enjoyment of videos [...] in x."""
     b, hidden = params.behaviour, params.hidden[videos]
-    offset = b.joy_quality * hidden[..., L] + b.joy_clickbait * hidden[..., L + 1] + b.joy_satiation * bored
-    return _at(b.joy_match * users.MATCH_SCALE * hidden[..., :L]), offset
+    offset = (
+        b.enjoyment_quality * hidden[..., L]
+        + b.enjoyment_clickbait * hidden[..., L + 1]
+        + b.enjoyment_satiation * bored
+    )
+    return _at(b.enjoyment_match * users.MATCH_SCALE * hidden[..., :L]), offset
 
 
 def observe_video(params: parameters.WorldParams, belief, video, feedback, bored, slot):
@@ -204,26 +211,32 @@ def observe_video(params: parameters.WorldParams, belief, video, feedback, bored
     (mean, cov), b, hidden = belief, params.behaviour, params.hidden[video]
     seconds, click = feedback[:, _WATCH_TIME], feedback[:, _CLICK]
     duration, log_seconds = jnp.exp(hidden[:, L + 2]), jnp.log1p(seconds)
-    a, offset = drive_in(params, video, bored)
+    a, offset = engagement_in(params, video, bored)
 
-    def watched(drive):
-        return watch_log_likelihood(b, drive, seconds[:, None], duration[:, None])
+    def watched(engagement):
+        return watch_log_likelihood(b, engagement, seconds[:, None], duration[:, None])
 
-    mean, cov = _condition(mean, cov, a, offset - b.drive_position * slot, watched)
-    joy_a, joy_offset = enjoyment_in(params, video, bored)
+    mean, cov = _condition(mean, cov, a, offset - b.engagement_position * slot, watched)
+    enjoyment_a, enjoyment_offset = enjoyment_in(params, video, bored)
     match_a = _at(users.MATCH_SCALE * hidden[:, :L])
     zero = jnp.zeros_like(seconds)[:, None]
-    known = response.Affinity(zero, zero, joy_offset[:, None], zero, hidden[:, L + 1, None], hidden[:, L + 3, None])
+    known = response.Affinity(
+        zero, zero, enjoyment_offset[:, None], zero, hidden[:, L + 1, None], hidden[:, L + 3, None]
+    )
 
     def logit(name, sociability):  # of match 0: the logit is linear in x
         traits: Any = SimpleNamespace(sociability=jnp.full_like(seconds, sociability))
         return response.explicit_logit(b, name, traits, known, log_seconds[:, None], click[:, None])[:, 0]
 
     for name in response.EXPLICIT:
-        _, joy, match, *_ = getattr(b, name)
+        _, enjoyment, match, *_ = getattr(b, name)
         signal = feedback[:, SHORT_VIDEO.index(name), None]
         asocial = logit(name, 0.0)
-        a = joy * joy_a + match * match_a + _at(jnp.zeros_like(hidden[:, :L]), sociability=logit(name, 1.0) - asocial)
+        a = (
+            enjoyment * enjoyment_a
+            + match * match_a
+            + _at(jnp.zeros_like(hidden[:, :L]), sociability=logit(name, 1.0) - asocial)
+        )
 
         def said(logit, signal=signal):
             return jax.nn.log_sigmoid(jnp.where(signal > 0.5, logit, -logit))
@@ -260,10 +273,14 @@ def observe(params: parameters.WorldParams, belief: Belief, shown: types.Exposur
     slots = jnp.arange(k, dtype=jnp.float32)
     (mean, cov), _ = jax.lax.scan(body, (belief.mean, belief.cov), (*by_slot, slots))
 
-    joy_a, joy_offset = (x.mean(axis=1) for x in enjoyment_in(params, shown.videos, bored))
-    patient = _at(jnp.zeros_like(joy_a[:, :L]), patience=jnp.float32(b.stay_patience))
-    offset = b.stay + b.stay_joy * (joy_offset - b.stay_joy_centre) - b.stay_fatigue * belief.position
-    mean, cov = _condition(mean, cov, b.stay_joy * joy_a + patient, offset, jax.nn.log_sigmoid)
+    enjoyment_a, enjoyment_offset = (x.mean(axis=1) for x in enjoyment_in(params, shown.videos, bored))
+    patient = _at(jnp.zeros_like(enjoyment_a[:, :L]), patience=jnp.float32(b.continue_patience))
+    offset = (
+        b.continue_logit
+        + b.continue_enjoyment * (enjoyment_offset - b.enjoyment_centre)
+        - b.continue_fatigue * belief.position
+    )
+    mean, cov = _condition(mean, cov, b.continue_enjoyment * enjoyment_a + patient, offset, jax.nn.log_sigmoid)
 
     seconds = shown.feedback[..., _WATCH_TIME]
     push = b.drift * jnp.einsum("bk,bkd->bd", seconds / (seconds + 20.0), params.hidden[shown.videos][..., :L])
@@ -284,15 +301,15 @@ def scores(
 ) -> chex.Array:
     """Compute the expected seconds of candidates [B, C], plus `weight` seconds per unit of expected enjoyment."""
     bored = jnp.take_along_axis(belief.satiation, params.topic[candidates], axis=1)
-    a, offset = drive_in(params, candidates, bored)
-    drive = jnp.einsum("bcs,bs->bc", a, belief.mean) + offset
+    a, offset = engagement_in(params, candidates, bored)
+    engagement = jnp.einsum("bcs,bs->bc", a, belief.mean) + offset
     var = jnp.einsum("bcs,bst,bct->bc", a, belief.cov, a)
-    joy_a, joy_offset = enjoyment_in(params, candidates, bored)
-    enjoyment = jnp.einsum("bcs,bs->bc", joy_a, belief.mean) + joy_offset
+    enjoyment_a, enjoyment_offset = enjoyment_in(params, candidates, bored)
+    enjoyment = jnp.einsum("bcs,bs->bc", enjoyment_a, belief.mean) + enjoyment_offset
     duration = jnp.exp(params.hidden[candidates][..., L + 2])
     wide = with_noise(params, jnp.maximum(var, 0.0))
-    unused = jnp.zeros_like(drive)
-    truth = response.Affinity(unused, drive, enjoyment, duration, unused, unused)
+    unused = jnp.zeros_like(engagement)
+    truth = response.Affinity(unused, engagement, enjoyment, duration, unused, unused)
     return response.expected_watch(wide, truth) + weight * enjoyment
 
 
@@ -319,6 +336,6 @@ def policy(params: parameters.WorldParams) -> rankers.Ranker:
 
 
 def with_noise(params: parameters.WorldParams, var: chex.Array) -> parameters.WorldParams:
-    """Return parameters with a variance added to the response noise of the drive."""
-    noise: Any = jnp.sqrt(params.behaviour.drive_noise**2 + var)
-    return dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, drive_noise=noise))
+    """Return parameters with a variance added to the response noise of the engagement."""
+    noise: Any = jnp.sqrt(params.behaviour.engagement_noise**2 + var)
+    return dataclasses.replace(params, behaviour=dataclasses.replace(params.behaviour, engagement_noise=noise))

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmrf_jax import ops, types
-from mmrf_jax.envs.short_video import env, observable, parameters, response, users
+from mmrf_jax.envs.short_video import env, items, observable, parameters, response, users
 from mmrf_jax.signals import SHORT_VIDEO
 
 L = parameters.LATENT
 _BLOCK = 1_024  # sessions between two updates
-_STEP = 0.05  # of the drive, for differences
+_STEP = 0.05  # of the engagement, for differences
 
 
 @struct.dataclass
@@ -38,7 +38,7 @@ class Belief:
 def prior(params: parameters.WorldParams) -> Belief:
     """Return the posterior given the videos' features (`items`): four mixtures of the two, and the popularity."""
     features = params.items.features
-    mix = jnp.array([[1.0, 0.6, -0.5, 0.8], [0.5, -0.9, 1.0, 0.7]], jnp.float32)
+    mix = jnp.array(items.MIX, jnp.float32)
     design = jnp.concatenate([mix / 0.8, jnp.full((2, 1), 0.3)], axis=1)  # [2, 5], in units of the noise .8 and 1
     seen = jnp.concatenate([features[:, L : L + 4] / 0.8, 2.0 * features[:, -1:]], axis=1)
     precision = design @ design.T + jnp.eye(2) / 0.98
@@ -49,16 +49,17 @@ def prior(params: parameters.WorldParams) -> Belief:
 def believed(params: parameters.WorldParams, belief: Belief) -> parameters.WorldParams:
     """Return parameters in which videos are what a platform believes, for the filter of `observable`.
 
-    Tastes are posterior means given features and topic, authors' appeal is 0. What stays unknown of the drive is added
-    to the response noise.
+    Tastes are posterior means given features and topic, authors' appeal is 0. What stays unknown of the engagement is
+    added to the response noise.
     """
     features, b = params.items.features, params.behaviour
-    spread, noise = 0.25 / L / 1.25, 0.06**2  # of a taste about its topic's centroid, and of the features about it
+    # Variances of a taste about its topic's centroid, and of the features about the taste.
+    spread, noise = 0.25 / L / 1.25, items.CONTENT_NOISE**2
     topic = params.centroids[params.topic] / 1.25**0.5
     taste = (topic / spread + features[:, :L] / L**0.5 / noise) / (1.0 / spread + 1.0 / noise)
-    loads = jnp.array([b.drive_quality, b.drive_clickbait], jnp.float32)
+    loads = jnp.array([b.engagement_quality, b.engagement_clickbait], jnp.float32)
     var = jnp.einsum("i,vij,j->v", loads, jnp.linalg.inv(belief.precision), loads).mean()
-    var += (b.drive_match * users.MATCH_SCALE) ** 2 / (1.0 / spread + 1.0 / noise)
+    var += (b.engagement_match * users.MATCH_SCALE) ** 2 / (1.0 / spread + 1.0 / noise)
     hidden = params.hidden.at[:, :L].set(taste).at[:, L : L + 2].set(belief.mean).at[:, L + 3].set(0.0)
     return observable.with_noise(dataclasses.replace(params, hidden=hidden), var)
 
@@ -119,36 +120,40 @@ def evidence(
     b, k = known.behaviour, shown.videos.shape[1]
     hidden, seconds = known.hidden[shown.videos], shown.feedback[..., SHORT_VIDEO.index("watch_time")]
     bored = jnp.take_along_axis(about.satiation, known.topic[shown.videos], axis=1)
-    a, offset = observable.drive_in(known, shown.videos, bored)
-    drive = jnp.einsum("bks,bs->bk", a, about.mean) + offset - b.drive_position * jnp.arange(k, dtype=jnp.float32)
+    a, offset = observable.engagement_in(known, shown.videos, bored)
+    engagement = (
+        jnp.einsum("bks,bs->bk", a, about.mean) + offset - b.engagement_position * jnp.arange(k, dtype=jnp.float32)
+    )
     var = jnp.einsum("bks,bst,bkt->bk", a, about.cov, a)
     wide = observable.with_noise(known, jnp.maximum(var, 0.0)).behaviour
     duration, click = jnp.exp(hidden[..., L + 2]), shown.feedback[..., SHORT_VIDEO.index("click")]
     # By differences: outcomes of probability 0 make the derivative of the others NaN.
-    higher, lower = (observable.watch_log_likelihood(wide, drive + h, seconds, duration) for h in (_STEP, -_STEP))
+    higher, lower = (observable.watch_log_likelihood(wide, engagement + h, seconds, duration) for h in (_STEP, -_STEP))
     score = (higher - lower) / (2.0 * _STEP)
-    bait = jnp.broadcast_to(about.mean[:, None, observable.SUSCEPTIBILITY], drive.shape)
-    load = jnp.stack([jnp.full_like(bait, b.drive_quality), b.drive_clickbait * bait], axis=-1)
+    bait = jnp.broadcast_to(about.mean[:, None, observable.SUSCEPTIBILITY], engagement.shape)
+    load = jnp.stack([jnp.full_like(bait, b.engagement_quality), b.engagement_clickbait * bait], axis=-1)
     gradient, information = score[..., None] * load, _outer(score**2, load)
 
-    joy_a, joy_offset = observable.enjoyment_in(known, shown.videos, bored)
-    enjoyment = jnp.einsum("bks,bs->bk", joy_a, about.mean) + joy_offset
+    enjoyment_a, enjoyment_offset = observable.enjoyment_in(known, shown.videos, bored)
+    enjoyment = jnp.einsum("bks,bs->bk", enjoyment_a, about.mean) + enjoyment_offset
     match = users.MATCH_SCALE * jnp.einsum("bkl,bl->bk", hidden[..., :L], about.mean[:, :L])
-    truth = response.Affinity(match, drive, enjoyment, duration, hidden[..., L + 1], hidden[..., L + 3])
+    truth = response.Affinity(match, engagement, enjoyment, duration, hidden[..., L + 1], hidden[..., L + 3])
     traits: Any = SimpleNamespace(sociability=about.mean[:, observable.SOCIABILITY])
-    joys = jnp.array([b.joy_quality, b.joy_clickbait], jnp.float32)
+    loads = jnp.array([b.enjoyment_quality, b.enjoyment_clickbait], jnp.float32)
     for name in response.EXPLICIT:
         p = jax.nn.sigmoid(response.explicit_logit(b, name, traits, truth, jnp.log1p(seconds), click))
-        _, joy, _, _, baited, _ = getattr(b, name)
-        load = jnp.broadcast_to(joy * joys + jnp.array([0.0, baited]), gradient.shape)
+        _, enjoyed, _, _, baited, _ = getattr(b, name)
+        load = jnp.broadcast_to(enjoyed * loads + jnp.array([0.0, baited]), gradient.shape)
         gradient += (shown.feedback[..., SHORT_VIDEO.index(name)] - p)[..., None] * load
         information += _outer(p * (1.0 - p), load)
 
-    patience = b.stay_patience * about.mean[:, observable.PATIENCE] - b.stay_fatigue * about.position
-    p = jax.nn.sigmoid(b.stay + b.stay_joy * (enjoyment.mean(axis=1) - b.stay_joy_centre) + patience)
-    load = jnp.broadcast_to(b.stay_joy / k * joys, gradient.shape)
+    patience = b.continue_patience * about.mean[:, observable.PATIENCE] - b.continue_fatigue * about.position
+    p = jax.nn.sigmoid(
+        b.continue_logit + b.continue_enjoyment * (enjoyment.mean(axis=1) - b.enjoyment_centre) + patience
+    )
+    load = jnp.broadcast_to(b.continue_enjoyment / k * loads, gradient.shape)
     gradient += (stays - p)[:, None, None] * load
-    information += _outer(jnp.broadcast_to((p * (1.0 - p))[:, None], drive.shape), load)
+    information += _outer(jnp.broadcast_to((p * (1.0 - p))[:, None], engagement.shape), load)
     return gradient, information
 
 

@@ -17,10 +17,8 @@ from mmrf_jax.envs.short_video.config import WorldConfig
 
 LATENT = 16  # dimensions of hidden taste
 TOPICS = 32
-HIDDEN = LATENT + 6  # columns of WorldParams.hidden
 PROFILE = LATENT + 4  # Du: noisy observations of taste, activity, patience, susceptibility to clickbait and sociability
 CONTEXT = 3  # Dx: sine and cosine of the hour, log of the position in the session
-ITEM_FEATURES = LATENT + 8  # Di
 FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may visit on days 0 to LAST_DAY
 
 
@@ -28,27 +26,27 @@ FIRST_DAY, LAST_DAY = -90, 60  # uploads are spread over these days; users may v
 class Behaviour:
     """Parameters of user responses. Log-odds use the natural logarithm; units are seconds where stated."""
 
-    # drive (engagement): what makes a user watch; `play_curve` maps it to the log of the play time
-    drive_match: float = 0.714
-    drive_quality: float = 0.196
-    drive_clickbait: float = 0.449
-    drive_duration: float = 0.0
-    drive_activity: float = 0.23
-    drive_satiation: float = 0.3
-    drive_position: float = 0.03
-    drive_noise: float = 1.258
+    # engagement: what makes a user watch; `play_curve` maps it to the log of the play time
+    engagement_match: float = 0.714
+    engagement_quality: float = 0.196
+    engagement_clickbait: float = 0.449
+    engagement_duration: float = 0.0
+    engagement_activity: float = 0.23
+    engagement_satiation: float = 0.3
+    engagement_position: float = 0.03
+    engagement_noise: float = 1.258
     # enjoyment: what makes a user like, follow and stay
-    joy_match: float = 0.8
-    joy_quality: float = 0.7
-    joy_clickbait: float = -0.9
-    joy_satiation: float = -0.4
-    # log seconds = curve_start + sum of the slopes * relu(drive - knots)
+    enjoyment_match: float = 0.8
+    enjoyment_quality: float = 0.7
+    enjoyment_clickbait: float = -0.9
+    enjoyment_satiation: float = -0.4
+    # log seconds = curve_start + sum of the slopes * relu(engagement - knots)
     curve_start: float = 0.0
     curve_knots: tuple = (-1.5, 0.0, 1.0, 2.0, 4.0)
     curve_slopes: tuple = (0.57, 0.302, 0.209, 0.137, -0.197)
-    skip: float = 0.34  # probability of swiping a video away unseen, after about `exp(skip_start)` seconds
+    skip_prob: float = 0.34  # probability of swiping a video away unseen, after about `exp(skip_start)` seconds
     skip_start: float = 0.366
-    replay: float = 0.08  # probability that a finished video plays on
+    replay_prob: float = 0.08  # probability that a finished video plays on
     # explicit feedback: intercept, and weights of enjoyment, match, log1p seconds watched, clickbait, no click
     like: tuple = (-4.77, 0.8, 0.0, 0.0, 0.0, -2.2)
     follow: tuple = (-8.1, 0.8, 0.1, 0.1, 0.0, -2.5)
@@ -56,18 +54,18 @@ class Behaviour:
     forward: tuple = (-7.79, 0.6, 0.0, 0.0, 0.0, -0.8)
     hate: tuple = (-8.58, -0.7, 0.0, 0.5, 0.3, 0.0)
     profile_enter: tuple = (-5.36, 0.5, 0.2, 0.2, 0.0, -2.0)
-    # staying, interest drift and satiation
-    stay: float = 2.0
-    stay_joy: float = 0.8
-    stay_joy_centre: float = 1.0
-    stay_patience: float = 0.4
-    stay_fatigue: float = 0.02
+    # another request, interest drift and satiation
+    continue_logit: float = 2.0
+    continue_enjoyment: float = 0.8
+    enjoyment_centre: float = 1.0
+    continue_patience: float = 0.4
+    continue_fatigue: float = 0.02
     drift: float = 0.03
     satiation_gain: float = 0.12
     satiation_decay: float = 0.8
     # returning within a day
-    back: float = 0.3
-    back_joy: float = 0.8
+    return_logit: float = 0.3
+    return_enjoyment: float = 0.8
     # users
     retrieval_noise: float = 0.5
     profile_noise: float = 0.6
@@ -83,22 +81,27 @@ def behaviour(variant: str) -> Behaviour:
     """
     base = Behaviour()
     if variant == "exit_hazard":
-        return dataclasses.replace(base, stay=base.stay - 0.4, stay_joy=1.6 * base.stay_joy, stay_fatigue=0.05)
+        return dataclasses.replace(
+            base,
+            continue_logit=base.continue_logit - 0.4,
+            continue_enjoyment=1.6 * base.continue_enjoyment,
+            continue_fatigue=0.05,
+        )
     if variant == "users":
-        return dataclasses.replace(base, susceptibility=0.6, drive_activity=0.6, profile_noise=0.8)
+        return dataclasses.replace(base, susceptibility=0.6, engagement_activity=0.6, profile_noise=0.8)
     if variant == "sparse":
         return dataclasses.replace(
             base,
-            drive_match=0.3,
-            drive_noise=2.2,
-            skip=0.5,
+            engagement_match=0.3,
+            engagement_noise=2.2,
+            skip_prob=0.5,
             like=(-3.0, 1.4, 0.0, 0.0, 0.0, -0.8),
             follow=(-5.5, 1.4, 0.1, 0.1, 0.0, -0.8),
             comment=(-6.0, 1.4, 0.2, 0.2, 0.0, -0.8),
             forward=(-5.5, 1.4, 0.0, 0.0, 0.0, -0.4),
             hate=(-5.5, -1.4, 0.0, 0.0, 0.0, 0.0),
-            stay=1.4,
-            stay_joy=1.2,
+            continue_logit=1.4,
+            continue_enjoyment=1.2,
         )
     return base
 
@@ -107,13 +110,13 @@ def behaviour(variant: str) -> Behaviour:
 class WorldParams:
     """The world as a pytree: hidden and visible attributes of the items, and the behaviour.
 
-    Columns of `hidden` [V, HIDDEN]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
+    Columns of `hidden` [V, LATENT + 6]: taste vector (unit), quality, clickbait, log duration, author's appeal, and the
     platform's estimates of quality and clickbait from the features it sees.
     Video ids are sorted: first the `num_popular` popular ones, most popular first, then topic by topic in order of
     upload, so that a retrieval cluster is a contiguous range of ids.
     """
 
-    hidden: chex.Array  # [V, HIDDEN] float32
+    hidden: chex.Array  # [V, LATENT + 6] float32
     topic: chex.Array  # [V] int32
     centroids: chex.Array  # [TOPICS, LATENT] float32, unit vectors
     topic_weight: chex.Array  # [TOPICS] float32, log of a topic's frequency among users

@@ -1,4 +1,4 @@
-"""User responses to videos: drive (engagement) and enjoyment, then play time and explicit feedback.
+"""User responses to videos: engagement and enjoyment, then play time and explicit feedback.
 
 Engagement and enjoyment partly agree (both grow with the match of taste and with quality) and partly compete (clickbait
 is watched but not enjoyed), so ranking for watch time and ranking for the session differ.
@@ -28,7 +28,7 @@ class Affinity:
     """The ground truth about users and videos before noise, [B, M] each."""
 
     match: chex.Array
-    drive: chex.Array
+    engagement: chex.Array
     enjoyment: chex.Array
     duration: chex.Array  # seconds
     clickbait: chex.Array
@@ -44,32 +44,37 @@ def affinity(
 ) -> Affinity:
     """Compute the true affinities of videos [B, M] for users [B]; `respond` adds position effects."""
     b = params.behaviour
-    hidden = params.hidden[videos]  # [B, M, HIDDEN]
+    hidden = params.hidden[videos]  # [B, M, LATENT + 6]
     quality, clickbait, log_duration, appeal = (hidden[..., parameters.LATENT + i] for i in range(4))
     match = users.MATCH_SCALE * jnp.einsum("bmd,bd->bm", hidden[..., : parameters.LATENT], interest)
     bored = jnp.take_along_axis(satiation, params.topic[videos], axis=1)
-    drive = (
-        b.drive_match * match
-        + b.drive_quality * quality
-        + b.drive_clickbait * traits.susceptibility[:, None] * clickbait
-        + b.drive_duration * (log_duration - 4.2)
-        + b.drive_activity * traits.activity[:, None]
-        - b.drive_satiation * bored
+    engagement = (
+        b.engagement_match * match
+        + b.engagement_quality * quality
+        + b.engagement_clickbait * traits.susceptibility[:, None] * clickbait
+        + b.engagement_duration * (log_duration - 4.2)
+        + b.engagement_activity * traits.activity[:, None]
+        - b.engagement_satiation * bored
     )
-    enjoyment = b.joy_match * match + b.joy_quality * quality + b.joy_clickbait * clickbait + b.joy_satiation * bored
-    return Affinity(match, drive, enjoyment, jnp.exp(log_duration), clickbait, appeal)
+    enjoyment = (
+        b.enjoyment_match * match
+        + b.enjoyment_quality * quality
+        + b.enjoyment_clickbait * clickbait
+        + b.enjoyment_satiation * bored
+    )
+    return Affinity(match, engagement, enjoyment, jnp.exp(log_duration), clickbait, appeal)
 
 
-def play_curve(b: parameters.Behaviour, drive: chex.Array) -> chex.Array:
-    """Map drive to the log of the play time in seconds, before the cut at the video's end."""
+def play_curve(b: parameters.Behaviour, engagement: chex.Array) -> chex.Array:
+    """Map engagement to the log of the play time in seconds, before the cut at the video's end."""
     out = b.curve_start
     for knot, slope in zip(b.curve_knots, b.curve_slopes, strict=True):
-        out = out + slope * jax.nn.relu(drive - knot)
+        out = out + slope * jax.nn.relu(engagement - knot)
     return out
 
 
-def drive_for(b: parameters.Behaviour, log_seconds: chex.Array) -> chex.Array:
-    """Invert `play_curve`: return the least drive with this play time; minus infinity if every drive reaches it."""
+def engagement_for(b: parameters.Behaviour, log_seconds: chex.Array) -> chex.Array:
+    """Invert `play_curve`: return the least engagement with this play time; minus infinity if any reaches it."""
     out = jnp.full_like(log_seconds, -jnp.inf)
     start, slope = b.curve_start, 0.0
     for i, (knot, more) in enumerate(zip(b.curve_knots, b.curve_slopes, strict=True)):
@@ -88,12 +93,12 @@ def respond(params: parameters.WorldParams, traits: users.Traits, truth: Affinit
       uniforms: [B, K, NUM_UNIFORMS].
     """
     b = params.behaviour
-    position = jnp.arange(truth.drive.shape[1], dtype=jnp.float32)[None, :]
+    position = jnp.arange(truth.engagement.shape[1], dtype=jnp.float32)[None, :]
     noise = random.to_normal(uniforms[..., 0])
-    log_seconds = play_curve(b, truth.drive - b.drive_position * position + b.drive_noise * noise)
-    log_seconds = jnp.where(uniforms[..., 1] > 1.0 - b.skip, b.skip_start + SKIP_NOISE * noise, log_seconds)
+    log_seconds = play_curve(b, truth.engagement - b.engagement_position * position + b.engagement_noise * noise)
+    log_seconds = jnp.where(uniforms[..., 1] > 1.0 - b.skip_prob, b.skip_start + SKIP_NOISE * noise, log_seconds)
     seconds = jnp.exp(log_seconds)
-    longest = jnp.where(uniforms[..., 1] < b.replay, 2.0, 1.0) * truth.duration
+    longest = jnp.where(uniforms[..., 1] < b.replay_prob, 2.0, 1.0) * truth.duration
     seconds = jnp.minimum(seconds, longest)
     log_seconds = jnp.log1p(seconds)
     click, long_view = (rule.astype(jnp.float32) for rule in watch_rules(seconds, truth.duration))
@@ -111,23 +116,25 @@ def watch_rules(seconds: chex.Array, duration: chex.Array) -> tuple[chex.Array, 
 
 def explicit_logit(b: parameters.Behaviour, name: str, traits: users.Traits, truth: Affinity, log_seconds, click):
     """Compute the log-odds of an explicit signal from log1p of the seconds watched and the click."""
-    intercept, joy, match, watched, bait, unclicked = getattr(b, name)
+    intercept, enjoyment, match, watched, bait, unclicked = getattr(b, name)
     social = 0.0 if name == "hate" else 0.4 * traits.sociability[:, None]
     author = 0.4 * truth.appeal if name in ("follow", "profile_enter") else 0.0
-    logit = intercept + joy * truth.enjoyment + match * truth.match + watched * log_seconds + bait * truth.clickbait
+    logit = (
+        intercept + enjoyment * truth.enjoyment + match * truth.match + watched * log_seconds + bait * truth.clickbait
+    )
     return logit + unclicked * (1.0 - click) + social + author
 
 
 def expected_watch(params: parameters.WorldParams, truth: Affinity) -> chex.Array:
-    """Compute true expected seconds of videos at the first position, over response noise; shaped like `drive`."""
+    """Compute true expected seconds of videos at the first position, over response noise; shaped like `engagement`."""
     b = params.behaviour
     weight = _HERMITE_W / _HERMITE_W.sum()
-    total = jnp.zeros_like(truth.drive)
+    total = jnp.zeros_like(truth.engagement)
     for x, w in zip(_HERMITE_X, weight, strict=True):
-        seconds = jnp.exp(play_curve(b, truth.drive + b.drive_noise * float(x)))
+        seconds = jnp.exp(play_curve(b, truth.engagement + b.engagement_noise * float(x)))
         once, twice = jnp.minimum(seconds, truth.duration), jnp.minimum(seconds, 2.0 * truth.duration)
-        total += float(w) * ((1.0 - b.skip - b.replay) * once + b.replay * twice)
-    return total + b.skip * jnp.exp(b.skip_start + 0.5 * SKIP_NOISE**2)
+        total += float(w) * ((1.0 - b.skip_prob - b.replay_prob) * once + b.replay_prob * twice)
+    return total + b.skip_prob * jnp.exp(b.skip_start + 0.5 * SKIP_NOISE**2)
 
 
 def expected_feedback(
@@ -147,21 +154,21 @@ def expected_feedback(
     views = _noise_for(b, truth, jnp.minimum(truth.duration, 18.0))
     out = {}
     for name, (watching, skipping) in (("click", clicks), ("long_view", views)):
-        out[name] = (1.0 - b.skip) * normal.sf(watching) + b.skip * normal.sf(skipping)
+        out[name] = (1.0 - b.skip_prob) * normal.sf(watching) + b.skip_prob * normal.sf(skipping)
 
     def add(total, node):
         share, weight = node
         for click, side in ((0.0, -1.0), (1.0, 1.0)):
             # Fractions of the tail beyond the click, not of the whole: accurate far out in the tail too.
             tails = [normal.cdf(-side * threshold) for threshold in clicks]
-            tiny = jnp.finfo(truth.drive.dtype).tiny
+            tiny = jnp.finfo(truth.engagement.dtype).tiny
             watching, skipping = (-side * normal.ppf(jnp.maximum(tail * share, tiny)) for tail in tails)
-            played = jnp.exp(play_curve(b, truth.drive + b.drive_noise * watching))
+            played = jnp.exp(play_curve(b, truth.engagement + b.engagement_noise * watching))
             glimpsed = jnp.exp(b.skip_start + SKIP_NOISE * skipping)
             for chance, seconds, longest in (
-                ((1.0 - b.skip - b.replay) * tails[0], played, truth.duration),
-                (b.replay * tails[0], played, 2.0 * truth.duration),
-                (b.skip * tails[1], glimpsed, truth.duration),
+                ((1.0 - b.skip_prob - b.replay_prob) * tails[0], played, truth.duration),
+                (b.replay_prob * tails[0], played, 2.0 * truth.duration),
+                (b.skip_prob * tails[1], glimpsed, truth.duration),
             ):
                 log_seconds = jnp.log1p(jnp.minimum(seconds, longest))
                 values = [
@@ -171,9 +178,9 @@ def expected_feedback(
                 total = [x + weight * chance * value for x, value in zip(total, values, strict=True)]
         return total, None
 
-    total = [jnp.zeros_like(truth.drive) for _ in (*EXPLICIT, "watch_time", "log_seconds")]
+    total = [jnp.zeros_like(truth.engagement) for _ in (*EXPLICIT, "watch_time", "log_seconds")]
     nodes = (0.5 * (1.0 + _LEGENDRE_X), 0.5 * _LEGENDRE_W)
-    total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: jnp.asarray(x, truth.drive.dtype), nodes))
+    total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: jnp.asarray(x, truth.engagement.dtype), nodes))
     out |= dict(zip((*EXPLICIT, "watch_time"), total[:-1], strict=True))
     return jnp.stack([out[s] for s in SHORT_VIDEO.names], axis=-1), total[-1]
 
@@ -181,5 +188,5 @@ def expected_feedback(
 def _noise_for(b: parameters.Behaviour, truth: Affinity, seconds: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Return the noise [B, M] above which a video plays this long: if the user watches, and if the user skips."""
     log_seconds = jnp.log(seconds)
-    watching = (drive_for(b, log_seconds) - truth.drive) / b.drive_noise
+    watching = (engagement_for(b, log_seconds) - truth.engagement) / b.engagement_noise
     return watching, (log_seconds - b.skip_start) / SKIP_NOISE

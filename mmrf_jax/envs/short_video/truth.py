@@ -1,4 +1,4 @@
-"""The hidden ground truth of users in their current state: affinities, expected feedback, and the odds of staying."""
+"""The hidden ground truth of users in their current state: affinities and expected feedback."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import chex
-import jax
-import jax.numpy as jnp
 
-from mmrf_jax.envs.short_video import leaving, parameters, response
+from mmrf_jax.envs.short_video import parameters, response
 
 if TYPE_CHECKING:
     from mmrf_jax.envs.short_video.env import WorldState
@@ -25,11 +23,5 @@ def expected_feedback(
 ) -> tuple[chex.Array, chex.Array]:
     """Compute true expected feedback [B, C, S] on candidates shown now in this slot, and log1p of seconds [B, C]."""
     truth = truth_of(params, state, state.candidates)
-    truth = dataclasses.replace(truth, drive=truth.drive - params.behaviour.drive_position * slot)
+    truth = dataclasses.replace(truth, engagement=truth.engagement - params.behaviour.engagement_position * slot)
     return response.expected_feedback(params, state.traits, truth)
-
-
-def true_stay(params: parameters.WorldParams, state: WorldState, exposed: chex.Array) -> chex.Array:
-    """Compute the probability [B] that the user stays after slates `exposed` [B, K] (positions in the candidates)."""
-    videos = jnp.take_along_axis(state.candidates, exposed, axis=1)
-    return jax.nn.sigmoid(leaving.stay_logit(params, state, truth_of(params, state, videos).enjoyment))

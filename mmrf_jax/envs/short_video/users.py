@@ -11,7 +11,7 @@ from mmrf_jax import random
 from mmrf_jax.envs.short_video import parameters
 
 MATCH_SCALE = 4.0  # scales <interest, taste> of unit vectors in LATENT dimensions to unit spread for random pairs
-_INTEREST_TOPICS = 3
+TOPIC_WEIGHTS, TASTE_NOISE = (1.0, 0.8, 0.6), 0.12  # of an interest: a sum of topics, and noise
 
 
 @struct.dataclass
@@ -44,9 +44,9 @@ def draw(user_ids: chex.Array, params: parameters.WorldParams) -> tuple[Traits, 
         random.to_normal(x) for x in jnp.split(u[:, cuts[0] :], [c - cuts[0] for c in cuts[1:]], -1)
     )
     b = params.behaviour
-    chosen = jax.lax.top_k(params.topic_weight[None, :] + gumbel, _INTEREST_TOPICS)[1]  # [B, 3]
+    chosen = jax.lax.top_k(params.topic_weight[None, :] + gumbel, len(TOPIC_WEIGHTS))[1]  # [B, 3]
     interest = unit(
-        jnp.einsum("n,bnd->bd", jnp.array([1.0, 0.8, 0.6], jnp.float32), params.centroids[chosen]) + 0.12 * taste
+        jnp.einsum("n,bnd->bd", jnp.array(TOPIC_WEIGHTS, jnp.float32), params.centroids[chosen]) + TASTE_NOISE * taste
     )
     retrieval = unit(interest + b.retrieval_noise * 0.25 * view)
     activity, patience, bait, social = habits.T

@@ -143,8 +143,8 @@ def simulate_counterfactual_slates(
         return x.reshape(*slates.shape, *x.shape[3:])
 
     effect = apart(jnp.moveaxis(out.continue_item_logit, 0, -1)).sum(axis=-2)  # [B, T+1, M, 2]
-    stay = jax.nn.sigmoid(jnp.moveaxis(out.continue_logit, 0, -1)[:, :, None] + effect).mean(axis=-1)
-    answered = types.CounterfactualSlates(slates, apart(expected), apart(u), apart(sampled), stay, _mean(pool))
+    continue_prob = jax.nn.sigmoid(jnp.moveaxis(out.continue_logit, 0, -1)[:, :, None] + effect).mean(axis=-1)
+    answered = types.CounterfactualSlates(slates, apart(expected), apart(u), apart(sampled), continue_prob, _mean(pool))
     return jax.lax.stop_gradient(answered)
 
 
@@ -164,7 +164,7 @@ def uncertainty(
 def predict(
     state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig
 ) -> types.FeedbackPrediction:
-    """Predict feedback on all candidates of a batch with g, as in `answer`."""
+    """Predict feedback on all candidates of a batch with g, as `simulate_counterfactual_slates` does."""
     return jax.lax.stop_gradient(_mean(_of_candidates(state, batch, items, config)))
 
 

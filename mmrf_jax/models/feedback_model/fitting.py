@@ -15,7 +15,7 @@ from mmrf_jax import types
 from mmrf_jax.models import heads, kinds, optimization, representation
 from mmrf_jax.models.feedback_model import counterfactuals, exposure, network
 from mmrf_jax.models.feedback_model.network import FeedbackConfig, FeedbackState
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 from mmrf_jax.parallel import programs
 
 _LEVEL_WEIGHT = 0.3  # of the losses of the numeric signals' levels
@@ -27,12 +27,12 @@ def update(
     batch: types.SessionBatch,
     items: types.Items,
     config: FeedbackConfig,
-    rate: chex.Numeric = 1.0,
+    lr_scale: chex.Numeric = 1.0,
 ) -> tuple[FeedbackState, dict[str, chex.Array]]:
     """Run one regression step of both twins on shown videos; jit it with `config` static and `state` donated.
 
     Args:
-      rate: factor on the learning rate.
+      lr_scale: factor on the learning rate.
 
     Returns:
       The next state and scalar metrics, means over the twins.
@@ -44,7 +44,7 @@ def update(
     batch = batch.without_last()
     unseen = imputed = candidates = None
     if config.imputed_weight is not None:
-        unseen, imputed = _imputed(config, batch, masks.exposed, jax.random.fold_in(key, 1))
+        unseen, imputed = _imputed(config, batch, masks.exposure, jax.random.fold_in(key, 1))
     inputs = representation.gather(batch, items, unseen)
     if config.debias is not None:
         candidates = network.encode_videos(config, state, items, batch.candidates, batch.date)
@@ -55,28 +55,29 @@ def update(
         per_signal = losses(config, out, jnp.asarray(batch.feedback), state.scale)  # [2, B, T, K, S + Q]
         if candidates is None:
             more: dict[str, jax.Array] = {}
-            per_signal = jnp.einsum("btk,nbtks->s", masks.exposed, per_signal) / counts.exposed
+            per_signal = jnp.einsum("btk,nbtks->s", masks.exposure, per_signal) / counts.exposure
         else:
-            weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposed)
+            weight, more = _exposure_weights(config, params, encoded, candidates, batch, masks.exposure)
             per_signal = jnp.einsum("nbtk,nbtks->s", weight, per_signal)
         if imputed is not None:
             out_unseen = network.predict(config, params, *encoded.user, encoded.unseen)
             none = jnp.zeros((*encoded.unseen.shape[1:-1], len(config.all_signals)))
             each = losses(config, out_unseen, none, state.scale) * _can_be_none(config)
-            per_signal += jnp.einsum("btk,nbtks->s", imputed, each) / counts.exposed
-        exposed, stays, known = (
-            jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposed, continues, masks.known)
+            per_signal += jnp.einsum("btk,nbtks->s", imputed, each) / counts.exposure
+        exposed, continued, known = (
+            jax.lax.broadcast_to_rank(x, x.ndim + 1) for x in (masks.exposure, continues, masks.next_known)
         )
-        stay = jnp.sum(known * heads.continuation_loss(out, exposed, stays)) / counts.known
+        continuation = jnp.sum(known * heads.continuation_loss(out, exposed, continued)) / counts.next_known
         levels = [f"level_{name}" for name in config.all_signals.numeric_names]
         weights = jnp.asarray((*config.loss_weights, *(_LEVEL_WEIGHT for _ in levels)), jnp.float32)
         names = (*config.all_signals.names, *levels)
         metrics = {f"loss/{s}": per_signal[i] / network.TWINS for i, s in enumerate(names)}
-        metrics |= {"loss/stay": stay / network.TWINS} | {name: x / network.TWINS for name, x in more.items()}
-        return jnp.sum(weights * per_signal) + stay + sum(more.values()), metrics
+        metrics["loss/continuation"] = continuation / network.TWINS
+        metrics |= {name: x / network.TWINS for name, x in more.items()}
+        return jnp.sum(weights * per_signal) + continuation + sum(more.values()), metrics
 
     learnable = optimization.Learnable(state.params, state.optimizer, state.tables)
-    learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), rate)
+    learned, metrics, norm = optimization.step(learnable, inputs.ids, loss_fn, config, make_optimizer(config), lr_scale)
     state = dataclasses.replace(
         state, step=state.step + 1, params=learned.params, optimizer=learned.optimizer, tables=learned.tables
     )
@@ -200,7 +201,7 @@ def measure(
             lambda x: np.asarray(x)[:, :-1], _measure(state, batch, items, config)
         )
         batch = jax.device_get(batch)
-        shown = batch.loss_masks().exposed > 0
+        shown = batch.loss_masks().exposure > 0
         predicted.append(mean[shown])
         observed.append(batch.feedback[:, :-1][shown])
         divergence.append(u[shown].astype(np.float64))

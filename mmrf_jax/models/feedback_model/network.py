@@ -8,6 +8,7 @@ a request. The twins have separate parameters and embedding rows; where both are
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -20,7 +21,7 @@ from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds, representation, user_encoders
 from mmrf_jax.models.feedback_model import exposure
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.models.optimization import make_optimizer
 
 BINS, QUANTILES = 16, 65  # of the residuals of levels: bins by prediction, quantiles per bin
 
@@ -52,7 +53,7 @@ def _exposure_head(config: FeedbackConfig) -> exposure.ExposureHead:
     return exposure.ExposureHead(config.compute_dtype)
 
 
-def init(
+def init_feedback_state(
     key: types.Key,
     config: FeedbackConfig,
     spec: InputSpec,
@@ -81,7 +82,7 @@ def init(
         k1, k2 = jax.random.split(key)
         head = _heads(config).init(k2, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
         head["params"]["prior"] = prior[:, None].astype(jnp.float32)
-        params = {"encoder": encoders.init(k1, config, spec), "heads": head}
+        params = {"encoder": encoders.init_encoder(k1, config, spec), "heads": head}
         if config.debias is not None:
             k3 = jax.random.fold_in(key, 2)
             params["exposure"] = _exposure_head(config).init(k3, z, reads, jnp.zeros((1, 1, dim), jnp.float32))
@@ -93,7 +94,7 @@ def init(
         step=jnp.zeros((), jnp.int32),
         params=params,
         optimizer=make_optimizer(config).init(params),
-        tables=embeddings.init(k_tables, config, spec, items, copies=TWINS),
+        tables=embeddings.init_tables(k_tables, config, spec, items, copies=TWINS),
         scale=scale,
         uncertainty_scale=ones,
         calibration=jnp.stack([jnp.stack([ones[:num_binary], 0.0 * ones[:num_binary]])] * config.exposures),
@@ -118,13 +119,13 @@ def encode(
 ) -> representation.Encoded:
     """Apply `models.representation.encode` per twin, leading axis 2; `key` gives each twin its dropout masks."""
 
-    def one(p, r, k, blind):
-        return representation.encode(config, p, r, inputs, k, blind)
+    def one(p, r, k, feature_dropout):
+        return representation.encode(config, p, r, inputs, k, feature_dropout)
 
     keys = None if key is None else jax.random.split(key, TWINS)
-    blind = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
+    feature_dropout = jnp.asarray(config.twin_feature_dropout, jnp.float32) if any(config.twin_feature_dropout) else 0.0
     axes = (0, 0, None if key is None else 0, 0 if any(config.twin_feature_dropout) else None)
-    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, blind)
+    return jax.vmap(one, in_axes=axes)(params["encoder"], twin_rows(rows), keys, feature_dropout)
 
 
 def encode_batch(
@@ -135,7 +136,7 @@ def encode_batch(
     unseen: chex.Array | None = None,
     at_random: bool = False,
 ) -> representation.Encoded:
-    """Gather, look up and `encode` a batch without dropout, as `models.representation.encode_batch`.
+    """Gather, look up and `encode` a batch without dropout.
 
     Args:
       at_random: as of `models.representation.gather`.
@@ -161,19 +162,20 @@ def encode_videos(
     return jax.vmap(apply)(state.params["encoder"], rows)
 
 
-def encode_catalogue(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
+@functools.partial(jax.jit, static_argnames="config")
+def encode_items(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
     """Encode all V videos by both twins: [2, V, D]."""
 
     def encode(videos):
         return jnp.moveaxis(encode_videos(config, state, items, videos), 0, 1)
 
-    return jnp.moveaxis(embeddings.over_catalogue(encode, items.num_videos), 1, 0)
+    return jnp.moveaxis(embeddings.map_over_items(encode, items.num_videos), 1, 0)
 
 
 def encode_known(
     config: FeedbackConfig, state: FeedbackState, encodings: chex.Array, inputs: representation.EncoderInputs
 ) -> representation.Encoded:
-    """Compute `encode` without dropout, from the encodings [2, V, D] of `encode_catalogue`."""
+    """Compute `encode` without dropout, from the encodings [2, V, D] of `encode_items`."""
     users = {embeddings.USER_TABLE: inputs.ids[embeddings.USER_TABLE]}
     rows = twin_rows(embeddings.lookup(state.tables, users))[embeddings.USER_TABLE]
     # One lookup, in the order of the products that use it: slices of one array would be copied twice.
@@ -239,9 +241,9 @@ def mean_levels(out: heads.Prediction) -> chex.Array:
     return jnp.moveaxis(mean_of_twins(out.extra), -2, -1)
 
 
-def continue_probability(out: heads.Prediction, w: chex.Array) -> chex.Array:
+def continue_prob(out: heads.Prediction, w: chex.Array) -> chex.Array:
     """Return the probability [...] of another request after exposures w [..., M], the mean of the twins."""
-    return mean_of_twins(heads.continue_probability(out, w))
+    return mean_of_twins(heads.continue_prob(out, w))
 
 
 def divergence(config: FeedbackConfig, out: heads.Prediction, residual: chex.Array) -> chex.Array:

@@ -74,7 +74,7 @@ class Preparing(BaseModel):
     preparing: str
 
 
-class Shown(api.Strict):
+class ShownSlate(api.Strict):
     """The slate of a request."""
 
     position: Annotated[int, Field(ge=0, le=2**31, strict=True, description="Of the request.")]
@@ -154,7 +154,7 @@ class Demo:
             "turn": self._turn(visit, videos),
         }
 
-    async def step(self, user: int, shown: Shown) -> dict[str, Any]:
+    async def step(self, user: int, shown: ShownSlate) -> dict[str, Any]:
         """Return the feedback on a slate, and the next request."""
         visit = self._visits.get(user)
         if visit is None:
@@ -257,7 +257,7 @@ def router(service: Service, make_world: visits.MakeWorld = visits.world_of) -> 
     other = {"model": api.Error, "description": "Another request of the visit waits for an answer."}
 
     @routes.post("/demo/visits/{user}/steps", response_model=Answered, responses={404: gone, 409: other})
-    async def step(user: UserId, shown: Shown) -> Any:
+    async def step(user: UserId, shown: ShownSlate) -> Any:
         """Take the slate shown; return a simulated user's feedback and the candidates of the next request."""
         return JSONResponse(await demo.step(user, shown))
 

@@ -205,12 +205,10 @@ def why_not(config: dict[str, Any]) -> str | None:
 
 def world_of(config: dict[str, Any], slate: int) -> World:
     """Build the world of a run's config."""
-    from mmrf_jax.training import (  # imported here, so that only simulated users load all session sources
-        configs,
-        sources,
-    )
+    # Imported here, so that only simulated users load all session sources.
+    from mmrf_jax.training import configs, restore
 
-    source = sources.from_config(configs.run_of(config), counted)
+    source = restore.open_source(configs.run_of(config), counted)
     assert source.sim is not None
     return World(source.sim, slate)
 

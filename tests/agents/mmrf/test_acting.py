@@ -10,9 +10,9 @@ import pytest
 import tiny
 
 from mmrf_jax import ops
-from mmrf_jax.agents.mmrf import acting, losses, networks
+from mmrf_jax.agents.mmrf import acting, encoding, losses, networks
 from mmrf_jax.agents.mmrf.config import AgentConfig
-from mmrf_jax.models import embeddings, heads, representation
+from mmrf_jax.models import embeddings, heads
 
 CONFIG = dataclasses.replace(tiny.CONFIG, residual_actor=True)
 N, C = CONFIG.num_agents, 8
@@ -43,7 +43,7 @@ def critic_scores(state, inputs, config=CONFIG):
 @functools.partial(jax.jit, static_argnames="config")
 def act(state, inputs, config=CONFIG):
     """The scores of the state's actors."""
-    return acting.act(config, state.params["actor"], acting.critics_of(state, config), *inputs).scores
+    return acting.apply_actors(config, state.params["actor"], acting.critics_of(state, config), *inputs).scores
 
 
 def test_critic_scores_by_hand():
@@ -67,7 +67,7 @@ def test_critic_scores_by_hand():
 def silenced(state):
     """The state with actors whose residual is 0."""
     actor = dict(state.params["actor"]["params"])
-    for name in ("main", "auxiliary", "mix_out", "trust"):
+    for name in ("main", "auxiliary", "mix_out", "state_gate"):
         actor[name] = jax.tree.map(np.zeros_like, actor[name])
     return state.replace(params=state.params | {"actor": {"params": actor}})
 
@@ -109,8 +109,8 @@ def test_no_gradient_reaches_the_critics():
 
     def total(target):
         critics = dataclasses.replace(acting.critics_of(state, CONFIG), params=target)
-        scores = acting.act(CONFIG, state.params["actor"], critics, *inputs).scores
-        return jnp.sum(ops.soft_top_k(scores, CONFIG.slate, 1.0) ** 2)
+        scores = acting.apply_actors(CONFIG, state.params["actor"], critics, *inputs).scores
+        return jnp.sum(ops.relaxed_top_k(scores, CONFIG.slate, 1.0) ** 2)
 
     gradient = jax.jit(jax.grad(total))(state.target)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
@@ -130,14 +130,14 @@ def test_updates_and_policies_score_alike():
 
     @jax.jit
     def answers(state):
-        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critics = acting.critics_of(state, config)
-        scores = acting.act(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
+        scores = acting.apply_actors(config, state.params["actor"], critics, r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(config).apply(state.target, r.z, r.memory_mean, candidates)
-        w = ops.soft_top_k(scores[..., -1, :], config.slate, 1.0)
+        w = ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0)
         reward = losses.video_rewards(config.all_signals, pool, state.reward_scale, config.reward_terms)
-        value, stay = pool.value.min(axis=-2), heads.continue_probability(pool, w)
+        value, stay = pool.value.min(axis=-2), heads.continue_prob(pool, w)
         q = losses.video_values(reward, pool.continue_item_logit, value, stay, config.discount)
         return scores, losses.optimal_scores(q, state.q_mean, state.q_scale, config.temperature)
 

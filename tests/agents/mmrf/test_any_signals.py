@@ -50,10 +50,10 @@ def test_a_state_and_its_update_have_the_same_shapes(name, method):
     def run(batch):
         ones = jnp.ones(number)
         critic = registry.get(method).critic
-        state = agent_state.init(jax.random.key(0), config, spec, items, 0.3 * ones, ones, critic, ones)
-        if not registry.get(method).simulates:
+        state = agent_state.init_agent_state(jax.random.key(0), config, spec, items, 0.3 * ones, ones, critic, ones)
+        if not registry.get(method).uses_model:
             return state, registry.get(method).update(state, batch, items, config)
-        model = network.init(jax.random.key(1), model_config, spec, items, 0.3 * ones, ones)
+        model = network.init_feedback_state(jax.random.key(1), model_config, spec, items, 0.3 * ones, ones)
         fitted, _ = fitting.update(model, batch, items, model_config)
         simulated = counterfactuals.simulate_counterfactual_slates(
             fitted, batch, items, model_config, jax.random.key(2), 1
@@ -70,7 +70,7 @@ def test_a_state_and_its_update_have_the_same_shapes(name, method):
 
 def test_a_config_of_other_signals_than_the_log_is_refused():
     spec = any_signals.make_spec(any_signals.ONE, tiny.SPEC)
-    start = functools.partial(agent_state.init, jax.random.key(0), tiny.CONFIG, spec, tiny.make_items())
+    start = functools.partial(agent_state.init_agent_state, jax.random.key(0), tiny.CONFIG, spec, tiny.make_items())
     with pytest.raises(ValueError, match=r"signals click .*watch_time \(duration\), the spec purchase \(binary\)"):
         start(np.ones(9), np.ones(9))
 

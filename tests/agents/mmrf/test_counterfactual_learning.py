@@ -12,9 +12,9 @@ import tiny
 from scipy.special import expit
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents.mmrf import acting, losses, networks
-from mmrf_jax.models import embeddings, encoders, heads, representation
-from mmrf_jax.models.optimizer import make_optimizer
+from mmrf_jax.agents.mmrf import acting, encoding, losses, networks
+from mmrf_jax.models import embeddings, encoders, heads
+from mmrf_jax.models.optimization import make_optimizer
 from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = dataclasses.replace(
@@ -36,7 +36,7 @@ def make_simulated(batch: types.SessionBatch, seed: int = 0, num_slates: int = M
         expected=expected.astype(np.float32),
         uncertainty=rng.gamma(1.0, 1.0, (*shape, S)).astype(np.float32),
         sampled=tiny.make_feedback(rng, shape).astype(np.float32),
-        stay=rng.random(shape[:3]).astype(np.float32),
+        continue_prob=rng.random(shape[:3]).astype(np.float32),
         pool=types.FeedbackPrediction(
             feedback=rng.normal(size=(users, t, S, c)).astype(np.float32),
             continue_logit=rng.normal(size=(users, t)).astype(np.float32),
@@ -70,16 +70,16 @@ def critics(items, before):
 
     @functools.partial(jax.jit, static_argnames="config")
     def answers(state, batch, simulated, unseen, config):
-        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, unseen)
+        r = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items, unseen)
         candidates = embeddings.encode_videos(config, state.params["encoder"], state.tables, items, batch.candidates)
         critic = networks.Critic(config)
         known = acting.critics_of(state, config)
-        scores = acting.act(config, state.params["actor"], known, r.z, r.memory_mean, candidates).scores
+        scores = acting.apply_actors(config, state.params["actor"], known, r.z, r.memory_mean, candidates).scores
         pool = critic.apply(state.target, r.z, r.memory_mean, candidates)
         for name in ("feedback", "continue_logit", "continue_item_logit"):
             mixed = 0.6 * getattr(pool, name) + 0.4 * getattr(simulated.pool, name)
             pool = pool.replace(**{name: mixed})
-        stay = heads.continue_probability(pool, ops.soft_top_k(scores[..., -1, :], config.slate, 1.0))
+        stay = heads.continue_prob(pool, ops.relaxed_top_k(scores[..., -1, :], config.slate, 1.0))
         return critic.apply(state.params["critic"], r.z, r.memory_mean, r.unseen), pool, stay
 
     def run(batch, simulated, config=SGD):
@@ -157,8 +157,8 @@ def test_gaps_are_learned_only_where_rewards_differ_from_feedback(ablation, bonu
     z_size, dim = encoders.sizes(config, tiny.SPEC)
     inputs = (jnp.ones((1, z_size)), jnp.ones((1, 2, config.feedback_dim, dim)), jnp.ones((1, 5, dim)))
     out, params = jax.eval_shape(networks.Critic(config).init_with_output, jax.random.key(0), *inputs)
-    assert ("gap" in params["params"]) == exists
-    assert (out.gap.shape == (1, N, 5)) if exists else (out.gap is None)
+    assert ("extra_reward" in params["params"]) == exists
+    assert (out.reward_residual.shape == (1, N, 5)) if exists else (out.reward_residual is None)
 
 
 def test_next_context_by_hand():
@@ -181,7 +181,7 @@ def test_values_of_all_candidates_are_also_the_models(step, before, critics):
     simulated = make_simulated(batch)
     _, pool, stay = critics(batch, simulated)
     value = pool.value.min(axis=-2)
-    reward = np.exp(pool.feedback[..., WATCH, :]) + pool.gap[..., -1, :]  # of watch time over its scale
+    reward = np.exp(pool.feedback[..., WATCH, :]) + pool.reward_residual[..., -1, :]  # of watch time over its scale
     slope = SGD.discount * stay * (1.0 - stay) * value[..., -1]
     q = reward + slope[..., None] * pool.continue_item_logit
     centred = (q - q.mean(axis=-1, keepdims=True))[:, :-1][batch.mask[:, :-1]]
@@ -214,7 +214,9 @@ def test_without_weight_simulated_slates_change_nothing(items, before):
     after, more = fn(before, batch, items, simulated=make_simulated(batch))
     for name in ("params", "target", "tables", "q_mean", "q_scale"):
         assert max(tiny.differences(getattr(plain, name), getattr(after, name)).values(), default=0.0) <= 1e-6
-    assert set(more) - set(metrics) == {f"loss/simulated_{name}" for name in ("feedback", "stay", "gap", "base")}
+    assert set(more) - set(metrics) == {
+        f"loss/simulated_{name}" for name in ("feedback", "continuation", "reward_residual", "slate_bias")
+    }
     for name, value in metrics.items():
         np.testing.assert_allclose(value, more[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -233,14 +235,18 @@ def test_feedback_staying_and_gap_by_hand(step, before, critics):
     assert float(metrics["loss/simulated_feedback"]) == pytest.approx(expected, rel=1e-4)
 
     logit = out.continue_logit[:, :-1, None] + out.continue_item_logit[:, :-1].reshape(8, 4, M, K).sum(axis=-1)
-    stay = np.logaddexp(0.0, logit) - np.float64(simulated.stay)[:, :-1] * logit
-    assert float(metrics["loss/simulated_stay"]) == pytest.approx(mean_over_requests(batch, stay.mean(-1)), rel=1e-4)
+    stay = np.logaddexp(0.0, logit) - np.float64(simulated.continue_prob)[:, :-1] * logit
+    assert float(metrics["loss/simulated_continuation"]) == pytest.approx(
+        mean_over_requests(batch, stay.mean(-1)), rel=1e-4
+    )
 
     reward = agents_rewards(label, scale)
     u = np.float64(simulated.uncertainty)[:, :-1, ..., [i for ((i, _),) in SGD.reward_terms]]
-    gap = np.moveaxis(out.gap, -2, -1)[:, :-1].reshape(8, 4, M, K, N)
+    gap = np.moveaxis(out.reward_residual, -2, -1)[:, :-1].reshape(8, 4, M, K, N)
     expected = ((gap - 0.3 * u * np.abs(reward)) ** 2).mean(axis=(2, 3)).sum(axis=-1)
-    assert float(metrics["loss/simulated_gap"]) == pytest.approx(mean_over_requests(batch, expected), rel=1e-4)
+    assert float(metrics["loss/simulated_reward_residual"]) == pytest.approx(
+        mean_over_requests(batch, expected), rel=1e-4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -249,12 +255,12 @@ def next_values(items, before):
 
     @jax.jit
     def values(batch):
-        r = representation.encode_batch(SGD, before.params["encoder"], before.tables, batch, items)
+        r = encoding.encode_batch(SGD, before.params["encoder"], before.tables, batch, items)
         nothing = jnp.zeros((*r.z.shape[:-1], 0, r.shown.shape[-1]))
         return networks.Critic(SGD).apply(before.target, r.z, r.memory_mean, nothing).value.min(axis=-2)
 
     def run(batch, simulated):
-        out = np.zeros((*simulated.stay[:, :-1].shape, N))
+        out = np.zeros((*simulated.continue_prob[:, :-1].shape, N))
         follows = np.asarray(batch.next_context())
         for t in range(out.shape[1]):
             for m in range(out.shape[2]):
@@ -282,29 +288,31 @@ def test_target_is_the_reward_and_the_value_of_the_next_state_if_there_is_one(
 ):
     batch = tiny.make_batch()
     simulated = make_simulated(batch)
-    simulated = simulated if stays else simulated.replace(stay=np.zeros_like(simulated.stay))
+    simulated = simulated if stays else simulated.replace(continue_prob=np.zeros_like(simulated.continue_prob))
     out, pool, stay_main = critics(batch, simulated)
     _, metrics = step(before, batch, simulated)
     scale = np.float64(before.reward_scale)
     means = np.concatenate(
         [expit(pool.feedback[..., :WATCH, :]), scale[WATCH] * np.exp(pool.feedback[..., WATCH:, :])], -2
     )
-    of_videos = agents_rewards(np.moveaxis(means, -2, -1), scale) + np.moveaxis(pool.gap, -2, -1)  # [B, T+1, C, N]
+    of_videos = agents_rewards(np.moveaxis(means, -2, -1), scale) + np.moveaxis(
+        pool.reward_residual, -2, -1
+    )  # [B, T+1, C, N]
     value = pool.value.min(axis=-2)  # [B, T+1, N]
     reward = agents_rewards(np.float64(simulated.expected), np.float64(before.reward_scale))
     u = np.float64(simulated.uncertainty)[..., [i for ((i, _),) in SGD.reward_terms]]
     target = (reward + 0.3 * u * np.abs(reward)).sum(axis=-2)[:, :-1]  # [B, T, M, N]
     if stays:
-        target += SGD.discount * np.float64(simulated.stay)[:, :-1, :, None] * next_values(batch, simulated)
+        target += SGD.discount * np.float64(simulated.continue_prob)[:, :-1, :, None] * next_values(batch, simulated)
     error = np.zeros((8, 4, M, 2, N))
     for m in range(M):
         slate = simulated.slates[:, :, m]
         stay = expit(pool.continue_logit + np.take_along_axis(pool.continue_item_logit, slate, axis=-1).sum(axis=-1))
         slate_q = np.take_along_axis(of_videos, slate[..., None], axis=2).sum(axis=2)
         slate_q += SGD.discount * (stay - stay_main)[..., None] * value
-        error[:, :, m] = out.base[:, :-1] + (slate_q[:, :-1] - target[:, :, m])[:, :, None]
+        error[:, :, m] = out.slate_bias[:, :-1] + (slate_q[:, :-1] - target[:, :, m])[:, :, None]
     expected = 0.1 * mean_over_requests(batch, (error**2).sum(axis=(-2, -1)).mean(axis=-1))
-    assert float(metrics["loss/simulated_base"]) == pytest.approx(expected, rel=1e-4)
+    assert float(metrics["loss/simulated_slate_bias"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_requests_that_are_not_learned_from_have_no_simulated_slates(step, before):
@@ -345,7 +353,7 @@ def test_values_do_not_teach_the_encoder(step, before):
     batch = tiny.make_batch()
     simulated, other = make_simulated(batch), make_simulated(batch, seed=1)
     reference, _ = step(before, batch, simulated)
-    after, _ = step(before, batch, simulated.replace(sampled=other.sampled, stay=other.stay))
+    after, _ = step(before, batch, simulated.replace(sampled=other.sampled, continue_prob=other.continue_prob))
     moved = tiny.differences((reference.params, reference.tables), (after.params, after.tables))
     assert all("critic" in name and ("value" in name or "stay" in name) for name in moved), moved
     assert any("value" in name for name in moved) and any("stay_items" in name for name in moved)
@@ -357,7 +365,10 @@ def test_constant_negative_rewards_have_no_feedback(items, before, critics):
     fn = functools.partial(tiny.step, config=config)
     simulated, other = make_simulated(batch), make_simulated(batch, seed=1)
     reference, metrics = fn(before, batch, items, simulated=simulated)
-    assert {name for name in metrics if "simulated" in name} == {"loss/simulated_gap", "loss/simulated_base"}
+    assert {name for name in metrics if "simulated" in name} == {
+        "loss/simulated_reward_residual",
+        "loss/simulated_slate_bias",
+    }
     answered = simulated.replace(expected=other.expected, uncertainty=other.uncertainty, pool=other.pool)
     assert not tiny.differences(reference, fn(before, batch, items, simulated=answered)[0])
     out, _, _ = critics(batch, simulated, config)
@@ -365,9 +376,11 @@ def test_constant_negative_rewards_have_no_feedback(items, before, critics):
     means = np.concatenate(
         [expit(out.feedback[..., :WATCH, :]), scale[WATCH] * np.exp(out.feedback[..., WATCH:, :])], -2
     )
-    reward = agents_rewards(np.moveaxis(means, -2, -1), scale) + np.moveaxis(out.gap, -2, -1)
+    reward = agents_rewards(np.moveaxis(means, -2, -1), scale) + np.moveaxis(out.reward_residual, -2, -1)
     expected = ((reward + 1.0) ** 2).mean(axis=2).sum(axis=-1)[:, :-1]
-    assert float(metrics["loss/simulated_gap"]) == pytest.approx(mean_over_requests(batch, expected), rel=1e-4)
+    assert float(metrics["loss/simulated_reward_residual"]) == pytest.approx(
+        mean_over_requests(batch, expected), rel=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -388,8 +401,10 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
     expected[..., 0] = np.where(odd, 0.85, 0.1)
     expected[..., SHORT_VIDEO.index("hate")] = np.where(odd, 0.05, 0.4)
     expected[..., WATCH] = np.where(odd, 30.0, 5.0)
-    stay = expit(0.8 - 0.6 * odd.sum(axis=-1)).astype(np.float32)
-    simulated = simulated.replace(slates=slates, expected=expected, uncertainty=np.ones_like(expected), stay=stay)
+    continue_prob = expit(0.8 - 0.6 * odd.sum(axis=-1)).astype(np.float32)
+    simulated = simulated.replace(
+        slates=slates, expected=expected, uncertainty=np.ones_like(expected), continue_prob=continue_prob
+    )
     fn = functools.partial(tiny.step, config=config)
     state = before.replace(optimizer=make_optimizer(config, config.actor_learning_rate).init(before.params))
     for _ in range(200):
@@ -397,13 +412,17 @@ def test_predictions_of_unseen_videos_become_the_labels(items, before):
 
     @jax.jit
     def answers(state):
-        r = representation.encode_batch(config, state.params["encoder"], state.tables, batch, items, videos[:, :, 0])
+        r = encoding.encode_batch(config, state.params["encoder"], state.tables, batch, items, videos[:, :, 0])
         out = networks.Critic(config).apply(state.params["critic"], r.z, r.memory_mean, r.unseen)
         mean = heads.expected_feedback(SHORT_VIDEO, out.feedback, state.reward_scale)
-        return jnp.moveaxis(mean, -2, -1), jnp.moveaxis(out.gap, -2, -1), heads.continue_probability(out, jnp.ones(3))
+        return (
+            jnp.moveaxis(mean, -2, -1),
+            jnp.moveaxis(out.reward_residual, -2, -1),
+            heads.continue_prob(out, jnp.ones(3)),
+        )
 
     mean, gap, stays = (np.asarray(x)[:, :-1][batch.mask[:, :-1]] for x in answers(state))
-    wanted, wanted_stay = expected[:, :-1, 0][batch.mask[:, :-1]], stay[:, :-1, 0][batch.mask[:, :-1]]
+    wanted, wanted_stay = expected[:, :-1, 0][batch.mask[:, :-1]], continue_prob[:, :-1, 0][batch.mask[:, :-1]]
     assert np.abs(mean - wanted)[..., :WATCH].mean(axis=(0, 1)).max() < 0.05
     assert np.abs(mean / wanted - 1.0)[..., WATCH].mean() < 0.15
     assert np.abs(stays - wanted_stay).mean() < 0.1 < wanted_stay.std()

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from mmrf_jax import types
-from mmrf_jax.agents import myopic
+from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import policy, training_step
 from mmrf_jax.data import sessions
 from mmrf_jax.data.session_log import InputSpec, Sessions
@@ -147,7 +147,8 @@ def right_share(tags, offered, live, wanted):
     return got / np.minimum((offered == wanted).sum(-1), K)[live].sum()
 
 
-LEARNERS = [(training_step.update, policy.make), (myopic.update, myopic.make)]
+MYOPIC = registry.get("myopic")
+LEARNERS = [(training_step.update, policy.make_actor_ranker), (MYOPIC.update, MYOPIC.make_policy)]
 
 
 @pytest.mark.slow
@@ -165,10 +166,10 @@ def test_finds_out_what_a_user_likes(learner, make):
 def test_far_sighted_agent_keeps_users_whom_the_myopic_one_drives_away():
     log = random_log(leaving, 1, 3000)
     _, tags, offered, live, seconds = outcome(
-        leaving, policy.make(learn(training_step.update, log, 500), ITEMS, CONFIG)
+        leaving, policy.make_actor_ranker(learn(training_step.update, log, 500), ITEMS, CONFIG)
     )
     assert right_share(tags, offered, live, 0) > 0.9
-    served = myopic.make(learn(myopic.update, log, 300), ITEMS, CONFIG)
+    served = MYOPIC.make_policy(learn(MYOPIC.update, log, 300), ITEMS, CONFIG)
     _, tags, offered, live, myopic_seconds = outcome(leaving, served)
     assert right_share(tags, offered, live, 1) > 0.9
     assert seconds > 2.0 * myopic_seconds

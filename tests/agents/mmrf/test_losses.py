@@ -26,7 +26,7 @@ video_rewards = jax.jit(functools.partial(losses.video_rewards, SHORT_VIDEO), st
 video_values = jax.jit(losses.video_values)
 feedback_loss = jax.jit(functools.partial(heads.feedback_loss, SHORT_VIDEO))
 expected_feedback = jax.jit(functools.partial(heads.expected_feedback, SHORT_VIDEO))
-continue_probability, policy_objective = jax.jit(heads.continue_probability), jax.jit(losses.policy_objective)
+continue_prob, policy_objective = jax.jit(heads.continue_prob), jax.jit(losses.policy_objective)
 
 S, WATCH = tiny.S, SHORT_VIDEO.index("watch_time")
 SCALE = np.append(np.linspace(0.1, 0.8, S - 1), 20.0).astype(np.float32)
@@ -41,8 +41,8 @@ def critic_output(rng, m, n=3):
         extra=normal(0, m),
         continue_logit=normal(),
         continue_item_logit=normal(m),
-        gap=None,
-        base=normal(2, n),
+        reward_residual=None,
+        slate_bias=normal(2, n),
         value=3.0 + normal(2, n),
     )
 
@@ -154,7 +154,7 @@ def test_stay_probability_adds_effects_of_what_is_exposed():
     out = critic_output(np.random.default_rng(2), 4).replace(
         continue_logit=jnp.array(-1.0), continue_item_logit=jnp.array([0.5, 2.0, -3.0, 1.0])
     )
-    got = continue_probability(out, jnp.array([1.0, 0.5, 0.0, 1.0]))
+    got = continue_prob(out, jnp.array([1.0, 0.5, 0.0, 1.0]))
     assert float(got) == pytest.approx(expit(-1.0 + 0.5 + 1.0 + 1.0), rel=1e-6)
 
 
@@ -164,9 +164,9 @@ def test_video_values_are_the_slope_of_reward_and_staying():
     out = critic_output(rng, 6)
     w = rng.random(6)
     value = np.float64(out.value.min(axis=0))
-    stay = continue_probability(out, jnp.float32(w))
+    p = continue_prob(out, jnp.float32(w))
     reward = video_rewards(out, SCALE, config.reward_terms)
-    q = video_values(reward, out.continue_item_logit, jnp.float32(value), stay, config.discount)
+    q = video_values(reward, out.continue_item_logit, jnp.float32(value), p, config.discount)
     assert q.shape == (3, 6)
     expected = np.float64(expected_feedback(out.feedback, SCALE)) / SCALE[:, None]
     reward = np.stack([sign * expected[i] for ((i, sign),) in config.reward_terms])
@@ -198,8 +198,8 @@ def test_video_values_with_batch_axes():
 
 
 def test_slate_values_by_hand():
-    base, q = jnp.array([1.0, -1.0]), jnp.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
-    got = losses.slate_values(base, q, jnp.array([1.0, 0.0, 0.5]))
+    slate_bias, q = jnp.array([1.0, -1.0]), jnp.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+    got = losses.slate_values(slate_bias, q, jnp.array([1.0, 0.0, 0.5]))
     np.testing.assert_allclose(got, [1.0 + 2.5, -1.0 + 25.0], rtol=1e-6)
 
 
@@ -228,7 +228,7 @@ def test_policy_objective_teaches_the_order_of_all_candidates(tau):
 
 def test_policy_objective_by_hand():
     scores, q = jnp.array([3.0, 0.0, -1.0, 0.5]), jnp.array([1.0, 2.0, 3.0, 4.0])
-    w = ops.soft_top_k(scores, 2, 1.0)
+    w = ops.relaxed_top_k(scores, 2, 1.0)
     expected = (np.sum(np.asarray(w) * np.asarray(q)) + 0.5 * float(ops.entropy(w))) / 2
     assert float(policy_objective(scores, q, 2, 0.5)) == pytest.approx(expected, rel=1e-6)
     # A video of more value: its score should rise, and the others' fall.
@@ -236,12 +236,12 @@ def test_policy_objective_by_hand():
     assert gradient[0] > 0 and (gradient[1:] < 0).all()
 
 
-def test_base_loss_by_hand():
+def test_slate_bias_loss_by_hand():
     """(b + q - target)^2 of each twin; the bases alone have a gradient."""
-    base = jnp.array([[1.0, 2.0], [0.0, -1.0]])  # two twins, two agents
+    slate_bias = jnp.array([[1.0, 2.0], [0.0, -1.0]])  # two twins, two agents
     slate_q, target = jnp.array([3.0, 4.0]), jnp.array([5.0, 1.0])
-    np.testing.assert_allclose(losses.base_loss(base, slate_q, target), [[1.0, 25.0], [4.0, 4.0]])
-    gradients = jax.grad(lambda *x: losses.base_loss(*x).sum(), (0, 1, 2))(base, slate_q, target)
+    np.testing.assert_allclose(losses.slate_bias_loss(slate_bias, slate_q, target), [[1.0, 25.0], [4.0, 4.0]])
+    gradients = jax.grad(lambda *x: losses.slate_bias_loss(*x).sum(), (0, 1, 2))(slate_bias, slate_q, target)
     np.testing.assert_allclose(gradients[0], [[-2.0, 10.0], [-4.0, 4.0]])
     assert not np.any(gradients[1]) and not np.any(gradients[2])
 
@@ -274,7 +274,7 @@ def test_actor_loss_by_hand():
     b = losses.ActorBatch(
         scores=jnp.float32(scores),
         q=jnp.float32(q),
-        base=jnp.zeros((1, 2, 2)),
+        slate_bias=jnp.zeros((1, 2, 2)),
         value=jnp.zeros((1, 2, 2)),
         q_mean=jnp.float32(q_mean),
         q_scale=jnp.float32(q_scale),
@@ -285,7 +285,7 @@ def test_actor_loss_by_hand():
         jacobian=jax.jacrev,
     )
     loss, metrics = losses.actor_loss(b, tau)
-    w = np.float64(ops.soft_top_k(jnp.float32(scores), k, 1.0))
+    w = np.float64(ops.relaxed_top_k(jnp.float32(scores), k, 1.0))
     entropy = -(w * np.log(w) + (1 - w) * np.log1p(-w)).sum(axis=-1)
     value = ((w * q / q_scale[:, None]).sum(axis=-1) + tau * entropy) / k  # [1, 2, N]
     wanted = np.clip((q - q_mean[:, None]) / (q_scale[:, None] * tau), -20, 20)
@@ -300,31 +300,36 @@ def test_actor_loss_by_hand():
 def test_counterfactual_losses_of_one_slate_by_hand():
     """Two videos, two agents; whole slates and the model's probability of staying."""
     rng, gamma = np.random.default_rng(8), 0.9
-    out = critic_output(rng, 2, n=2).replace(gap=jnp.array([[0.5, 0.0], [1.0, -1.0]]))
+    out = critic_output(rng, 2, n=2).replace(reward_residual=jnp.array([[0.5, 0.0], [1.0, -1.0]]))
     feedback = np.full((2, S), 0.25, np.float32)
     feedback[:, WATCH] = [10.0, 40.0]
     slate = losses.CounterfactualStep(
         feedback=jnp.asarray(feedback),
         reward=jnp.array([[1.0, 2.0], [3.0, -1.0]]),
-        gap=jnp.array([[0.5, 1.0], [0.0, 0.0]]),
-        stay=jnp.array(0.5),
+        reward_residual=jnp.array([[0.5, 1.0], [0.0, 0.0]]),
+        continue_prob=jnp.array(0.5),
         next_value=jnp.array([4.0, 8.0]),
         video_reward=jnp.array([[0.5, 0.5], [1.0, 2.0]]),
         continue_logit=jnp.array(-0.5),
         continue_item_logit=jnp.array([0.25, 1.25]),
         value=jnp.array([10.0, 20.0]),
-        policy_stay=jnp.array(0.6),
+        policy_continue_prob=jnp.array(0.6),
     )
     got = losses.counterfactual_losses(SHORT_VIDEO, out, slate, SCALE, gamma)
-    assert {name: x.shape for name, x in got.items()} == {"feedback": (2, S), "stay": (), "base": (2, 2), "gap": (2, 2)}
-    np.testing.assert_allclose(got["gap"], [[0.0, 1.0], [1.0, 1.0]], rtol=1e-6)
+    assert {name: x.shape for name, x in got.items()} == {
+        "feedback": (2, S),
+        "continuation": (),
+        "slate_bias": (2, 2),
+        "reward_residual": (2, 2),
+    }
+    np.testing.assert_allclose(got["reward_residual"], [[0.0, 1.0], [1.0, 1.0]], rtol=1e-6)
     for s in range(S - 1):
         p = expit(np.float64(out.feedback[s]))
         np.testing.assert_allclose(got["feedback"][:, s], -0.25 * np.log(p) - 0.75 * np.log1p(-p), rtol=1e-5)
     eta = np.float64(out.feedback[WATCH])
     np.testing.assert_allclose(got["feedback"][:, WATCH], np.exp(eta) - np.array([0.5, 2.0]) * eta, rtol=1e-5)
     logit = float(out.continue_logit) + np.float64(out.continue_item_logit).sum()
-    assert float(got["stay"]) == pytest.approx(np.logaddexp(0.0, logit) - 0.5 * logit, rel=1e-5)
+    assert float(got["continuation"]) == pytest.approx(np.logaddexp(0.0, logit) - 0.5 * logit, rel=1e-5)
     change = gamma * (expit(1.0) - 0.6)  # of staying, from the policy's slate to this one
     error = np.array([1.0 + change * 10.0 - (3.0 + gamma * 0.5 * 4.0), 3.0 + change * 20.0 - (2.0 + gamma * 0.5 * 8.0)])
-    np.testing.assert_allclose(got["base"], (np.float64(out.base) + error) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(got["slate_bias"], (np.float64(out.slate_bias) + error) ** 2, rtol=1e-5)

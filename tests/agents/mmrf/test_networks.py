@@ -1,4 +1,4 @@
-"""Scores by an MLP beside those by products."""
+"""Scores by an MLP next to those by products."""
 
 import dataclasses
 

@@ -78,7 +78,7 @@ def test_each_critic_is_that_of_a_single_agent(items):
     params = {name: jax.tree.map(own, state.params[name]) for name in ("encoder", "critic")}
     single = state.replace(params=params | {"actor": state.params["actor"]}, tables=rows)
     alone = predict(single, batch, items, SINGLE)
-    for name in ("continue_logit", "value", "base"):
+    for name in ("continue_logit", "value", "slate_bias"):
         np.testing.assert_allclose(getattr(together, name)[..., -1:], getattr(alone, name), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together.continue_item_logit[..., -1:, :], alone.continue_item_logit, atol=1e-5)
     for out in (together, alone):  # signals without an agent
@@ -107,7 +107,7 @@ def test_an_agent_learns_from_its_own_reward(config, items):
 def test_policies_score_as_batches_do(items):
     state, batch = tiny.make_state(OWN), tiny.make_batch()
     scores = registry.score_candidates(state, batch, items, OWN, "mmrf")
-    served = policy.make(state, items, OWN)
+    served = policy.make_actor_ranker(state, items, OWN)
 
     def request(t):
         values = (batch.user_id, batch.profile, batch.context[:, t], batch.candidates[:, t])
@@ -125,7 +125,7 @@ def test_policies_score_as_batches_do(items):
 def test_configs_that_cannot_be():
     with pytest.raises(ValueError, match=r"agents\.critics=own cannot use the feedback model, .* set agents\.abl"):
         AgentConfig(critics="own")
-    assert not AgentConfig(critics="own", ablation="no_augmentation").uses_model
+    assert not AgentConfig(critics="own", ablation="no_augmentation").values_use_model
     for fields in ({"residual_actor": True}, {"score_hidden": 4}):
         with pytest.raises(ValueError, match=f"agents.critics=own needs agents.{next(iter(fields))}="):
             AgentConfig(critics="own", **MODEL_FREE, **fields)

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from mmrf_jax import ops, types
-from mmrf_jax.agents.mmrf import acting, losses, networks, training_step
-from mmrf_jax.models import embeddings, encoders, heads, representation
+from mmrf_jax.agents.mmrf import acting, encoding, losses, networks, training_step
+from mmrf_jax.models import embeddings, encoders, heads
 from mmrf_jax.signals import SHORT_VIDEO
 
 SGD = tiny.SGD
@@ -47,7 +47,12 @@ def test_shapes_and_metrics(step, before):
     after, metrics = step(before, tiny.make_batch())
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
     assert int(after.step) == 1
-    expected = {f"loss/{s}" for s in SHORT_VIDEO.names} | {"loss/stay", "loss/base", "loss/value", "grad_norm"}
+    expected = {f"loss/{s}" for s in SHORT_VIDEO.names} | {
+        "loss/continuation",
+        "loss/slate_bias",
+        "loss/value",
+        "grad_norm",
+    }
     expected |= {f"objective/{s}" for s in SGD.signals} | {"value/main"}
     assert expected <= set(metrics)
     assert all(np.shape(x) == () and np.isfinite(x) for x in metrics.values())
@@ -64,13 +69,13 @@ def test_values_start_from_the_returns_of_the_first_log(items):
         state.target, np.ones((1, z_size), np.float32), memory, np.zeros((1, 3, dim), np.float32)
     )
     slate = 3 * np.array([0.3 / 0.5, -0.3 / 0.5, 15.0 / 20.0])  # of click, hate and watch time
-    for value, expected in ((out.value, 1.5 * slate), (out.base, 0.5 * slate)):
+    for value, expected in ((out.value, 1.5 * slate), (out.slate_bias, 0.5 * slate)):
         np.testing.assert_allclose(value[0], [expected, expected], rtol=1e-5)
 
 
 def test_traces_once_over_batches_and_loss_decreases(learn):
     state, batch = tiny.make_state(ADAM), tiny.make_batch()
-    names = [f"loss/{s}" for s in SHORT_VIDEO.names] + ["loss/stay"]
+    names = [f"loss/{s}" for s in SHORT_VIDEO.names] + ["loss/continuation"]
     history = []
     for i in range(100):
         state, metrics = learn(state, batch if i % 20 else tiny.make_batch(seed=i))
@@ -174,7 +179,7 @@ def test_rows_of_videos_not_in_the_batch_keep_their_bits(step, before):
         history=batch.history.replace(mask=batch.history.mask & few[:, None]),
     )
     after, _ = step(before, batch)
-    learned = np.asarray(batch.loss_masks().exposed) > 0
+    learned = np.asarray(batch.loss_masks().exposure) > 0
     shown = np.take_along_axis(batch.candidates, batch.slate, axis=-1)
     seen = set(shown[:, :-1][learned]) | set(shown[batch.slate_mask]) | set(batch.history.videos[batch.history.mask])
     old, new = before.tables["id"], after.tables["id"]
@@ -217,13 +222,13 @@ def test_terminated_is_not_bootstrapped_from_and_truncated_not_judged(step, befo
     cut = batch.replace(**fields | {"truncated": fields["mask"] & (np.arange(5) == 1)})
 
     def known(b):
-        return np.asarray(b.loss_masks().known)[user]
+        return np.asarray(b.loss_masks().next_known)[user]
 
     np.testing.assert_array_equal(known(left), [1, 1, 0, 0])
     np.testing.assert_array_equal(known(cut), [1, 0, 0, 0])
-    exposed = np.asarray(cut.loss_masks().exposed)[user]
+    exposed = np.asarray(cut.loss_masks().exposure)[user]
     np.testing.assert_array_equal(exposed[:2], batch.slate_mask[user, :2])  # its feedback is known all the same
-    assert float(step(before, left)[1]["loss/stay"]) != float(step(before, cut)[1]["loss/stay"])
+    assert float(step(before, left)[1]["loss/continuation"]) != float(step(before, cut)[1]["loss/continuation"])
 
 
 def inputs(config, users=5):
@@ -331,7 +336,7 @@ def test_actors_do_not_teach_the_encoder_or_the_critics(step, before):
     assert not tiny.differences(before.tables, after.tables)
     assert tiny.differences(before.params["actor"], after.params["actor"])
     moved = tiny.differences(before.params["critic"], after.params["critic"])
-    assert moved and all(any(part in name for part in ("value", "stay", "gap")) for name in moved)
+    assert moved and all(any(part in name for part in ("value", "stay", "extra_reward")) for name in moved)
 
 
 @pytest.fixture(scope="module")
@@ -344,13 +349,13 @@ def drawn(items, before):
     batch = tiny.make_batch()
 
     def answers(params):
-        r = representation.encode_batch(SGD, state.params["encoder"], state.tables, batch, items)
+        r = encoding.encode_batch(SGD, state.params["encoder"], state.tables, batch, items)
         candidates = embeddings.encode_videos(SGD, state.params["encoder"], state.tables, items, batch.candidates)
-        scores = acting.act(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
+        scores = acting.apply_actors(SGD, params, acting.critics_of(state, SGD), r.z, r.memory_mean, candidates).scores
         pool = networks.Critic(SGD).apply(state.target, r.z, r.memory_mean, candidates)
-        stay = heads.continue_probability(pool, ops.soft_top_k(scores[..., -1, :], SGD.slate, 1.0))
+        continue_prob = heads.continue_prob(pool, ops.relaxed_top_k(scores[..., -1, :], SGD.slate, 1.0))
         reward = losses.video_rewards(SHORT_VIDEO, pool, state.reward_scale, SGD.reward_terms)
-        q = losses.video_values(reward, pool.continue_item_logit, pool.value.min(axis=-2), stay, SGD.discount)
+        q = losses.video_values(reward, pool.continue_item_logit, pool.value.min(axis=-2), continue_prob, SGD.discount)
         return scores[:, :-1], jax.lax.stop_gradient(q[:, :-1])
 
     return state, batch, answers

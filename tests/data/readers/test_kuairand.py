@@ -18,7 +18,7 @@ from mmrf_jax.data import records
 from mmrf_jax.data.frame_log import SessionLog
 from mmrf_jax.data.readers import kuairand
 from mmrf_jax.data.readers.engine import build, candidates, grouping, tasks
-from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, requests
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, release, requests
 from mmrf_jax.io import extras
 from mmrf_jax.io.progress import counted
 from mmrf_jax.schema import Schema
@@ -50,14 +50,14 @@ def test_names_of_the_package_load_when_they_are_used_and_name_their_extra():
 def test_beam_is_named_where_it_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(extras.MissingExtra, match=r"apache_beam is not installed; pip install 'mmrf_jax\[beam\]'"):
-        tasks.pipelines(["--runner=DirectRunner"])
+        tasks.beam_pipelines(["--runner=DirectRunner"])
 
 
 def opened(source, tmp_path, config=CONFIG):
     """Catalogue, profiles and plans of a log so small that it is one bucket."""
-    job = prepare.Job(csv_files.find_source(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
-    with tasks.processes(1) as engine:
-        prepare.run(job, engine, counted)
+    job = prepare.KuaiRandJob(release.find_release(source), config, pathlib.Path(tempfile.mkdtemp(dir=tmp_path)))
+    with tasks.worker_processes(1) as engine:
+        prepare.run_stages(job, engine, counted)
     bucket, plans = prepare.open_bucket(job, 0)
     made = {name: planned(bucket.rows, plan) for name, plan in plans.items()}
     catalogue, profiles = (
@@ -86,7 +86,7 @@ def small(tmp_path_factory):
 
 
 def packed(splits, name, spec):
-    return records.pack(splits[name], spec)
+    return records.pack_sessions(splits[name], spec)
 
 
 def exposures(log):
@@ -323,7 +323,7 @@ def test_bad_rows_are_counted_and_duplicates_dropped(tmp_path):
     standard.loc[3, "is_click"] = 2
     standard.loc[4, "date"] = 20221345
     standard.loc[5, "duration_ms"] = 0  # the features know it
-    standard.loc[6, ["video_id", "duration_ms"]] = [500, 0]  # nobody knows it
+    standard.loc[6, ["video_id", "duration_ms"]] = [500, 0]  # no one knows it
     standard.loc[7, "tab"] = 1.5
     doubled = pd.concat([standard, standard.loc[[20, 21, 22]]])
     source = files.write(tmp_path / "source", standard=doubled)
@@ -372,13 +372,13 @@ def test_missing_columns_and_files_are_named(tmp_path, file, column):
 
 def test_sources_that_are_none_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        csv_files.find_source(tmp_path / "nowhere")
+        release.find_release(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no log_standard"):
-        csv_files.find_source(tmp_path)
+        release.find_release(tmp_path)
     source = files.write(tmp_path / "source")
     shutil.copy(source / "data" / "user_features_pure.csv", source / "data" / "user_features_1k.csv")
     with pytest.raises(ValueError, match="1k and pure"):
-        csv_files.find_source(source)
+        release.find_release(source)
 
 
 def test_configs_that_cannot_be_are_refused(tmp_path):
@@ -406,23 +406,23 @@ def test_preparing_twice_does_nothing_and_half_written_is_not_finished(tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(records, "pack", interrupted)
+        patch.setattr(records, "pack_sessions", interrupted)
         builder.prepare_log(source, tmp_path / "out", CONFIG)
     with pytest.raises(FileNotFoundError, match="holds no prepared KuaiRand"):
         builder.KuaiRand.open(tmp_path / "out")
     splits, _, spec, _ = files.loaded(builder.prepare_log(source, tmp_path / "out", CONFIG))
     with monkeypatch.context() as patch:
-        patch.setattr(records, "pack", interrupted)
+        patch.setattr(records, "pack_sessions", interrupted)
         again = builder.prepare_log(source, tmp_path / "out", CONFIG)
         with pytest.raises(ValueError, match=r"settings \(seed 0\); prepare the CSV files in another folder"):
             builder.prepare_log(source, tmp_path / "out", dataclasses.replace(CONFIG, seed=1))
     with pytest.raises(FileExistsError, match=r"source exists and holds no prepared KuaiRand; name a folder that does"):
         builder.prepare_log(source, source, CONFIG)
-    assert records.pack(again.part("test"), spec) == packed(splits, "test", spec)
+    assert records.pack_sessions(again.part("test"), spec) == packed(splits, "test", spec)
 
     with monkeypatch.context() as patch:  # open_or_prepare prepares anew only for other files or another config
         builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
-        patch.setattr(records, "pack", interrupted)
+        patch.setattr(records, "pack_sessions", interrupted)
         builder.open_or_prepare(source, tmp_path / "cache", CONFIG)
         with pytest.raises(KeyboardInterrupt):
             builder.open_or_prepare(source, tmp_path / "cache", dataclasses.replace(CONFIG, seed=1))
@@ -477,11 +477,12 @@ def test_context_by_hand():
         {name: csv_files.LOG_TYPES[name] for name in ("user_id", "video_id", "date", "time_ms", "tab", "is_rand")},
     ).with_columns(pl.lit(0, pl.Int8).alias(name) for name in (*csv_files.SIGNAL_COLUMNS, "play_time_ms"))
     catalogue = types.SimpleNamespace(rows_of=lambda video: video)
-    sizes = build.Sizes(candidates=6, slate=6, history=2, session_gap=24 * 60, request_gap=30)
+    sizes = build.SessionSizes(candidates=6, slate=6, history=2, session_gap=24 * 60, request_gap=30)
     pool = candidates.make_pool(np.full(9, 20220401, np.int32), clean.NEVER)
-    rows, profiles = requests.arrange(frame, catalogue, 0, None), np.zeros((1, 0), np.float32)
-    bucket = requests.Bucket(rows, sizes, {"train": pool}, profiles, np.zeros(2, int))
-    plan = build.plan(rows, "train", np.zeros(2, np.int8), sizes, int(time[-1]))
+    rows, profiles = requests.arrange_rows(frame, catalogue, 0, None), np.zeros((1, 0), np.float32)
+    lookup = requests.KuaiRandLookup(rows, sizes.candidates, {"train": pool}, profiles, np.zeros(2, int))
+    bucket = build.UserBucket(rows, sizes, lookup)
+    plan = build.plan_sessions(rows, "train", np.zeros(2, np.int8), sizes, int(time[-1]))
     context = bucket.gather(plan, np.arange(1)).context
     assert context.shape == (2, requests.CONTEXT)
     np.testing.assert_allclose(context[:, :2], [[1, 0], [np.sin(np.pi * 0.75), np.cos(np.pi * 0.75)]], atol=1e-6)

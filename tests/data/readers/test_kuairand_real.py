@@ -11,7 +11,7 @@ import pytest
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.engine import grouping, tasks
-from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, prepare
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, prepare, release
 from mmrf_jax.io.progress import counted
 
 SOURCE = os.environ.get("KUAIRAND_DIR", "")
@@ -35,9 +35,9 @@ def real(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory):
-    job = prepare.Job(csv_files.find_source(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
-    with tasks.processes(1) as engine:
-        prepare.run(job, engine, counted)
+    job = prepare.KuaiRandJob(release.find_release(SOURCE), builder.KuaiRandConfig(), tmp_path_factory.mktemp("work"))
+    with tasks.worker_processes(1) as engine:
+        prepare.run_stages(job, engine, counted)
     return pl.read_ipc(job.path("rows", 0))
 
 
@@ -57,9 +57,9 @@ def test_duplicates_and_unusable_rows(real):
 
 @pytest.mark.parametrize(("gap", "rows_per_session"), [(30, 1.2), (24 * 60, 2.7)])
 def test_rows_per_session(gap, rows_per_session):
-    source = csv_files.find_source(SOURCE)
+    source = release.find_release(SOURCE)
     rows = (
-        csv_files.read_log(csv_files.whole(source.logs[0])).unique().sort("user_id", "time_ms")
+        csv_files.read_log_lines(csv_files.whole(source.logs[0])).unique().sort("user_id", "time_ms")
     )  # those without a duration too
     assert len(rows) == 180_384
     start = grouping.session_starts(rows["user_id"].to_numpy(), rows["time_ms"].to_numpy(), gap)

@@ -17,7 +17,7 @@ from processes import HANG
 
 from mmrf_jax.data import named_features, records
 from mmrf_jax.data.readers.engine import candidates, grouping, tasks
-from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, synthetic
+from mmrf_jax.data.readers.kuairand import builder, clean, csv_files, features, prepare, release, synthetic
 from mmrf_jax.io.progress import counted
 
 CONFIG = builder.KuaiRandConfig(candidates=20, slate=3, history=8)
@@ -33,7 +33,7 @@ def source(tmp_path_factory):
     path = folder / "data" / "log_standard_4_22_to_5_08_27k_part1.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *sorted(lines[1:], key=hash_of), "7,1,2", "?" + lines[5], lines[7] + ",1"]))
-    return csv_files.find_source(folder)
+    return release.find_release(folder)
 
 
 def hash_of(line):
@@ -43,12 +43,12 @@ def hash_of(line):
 def run(source, work, engine=None, **sizes):
     """What the finished log says of itself, and the job."""
     work.mkdir(exist_ok=True)
-    job = prepare.Job(source, CONFIG, work, **sizes)
+    job = prepare.KuaiRandJob(source, CONFIG, work, **sizes)
     if engine is None:
-        with tasks.processes(1) as engine:
-            made = prepare.run(job, engine, counted)
+        with tasks.worker_processes(1) as engine:
+            made = prepare.run_stages(job, engine, counted)
     else:
-        made = prepare.run(job, engine, counted)
+        made = prepare.run_stages(job, engine, counted)
     return json.loads((made / prepare.ABOUT).read_text()), job
 
 
@@ -61,7 +61,7 @@ def kept(job):
 def sessions(job):
     """The spec, and each part's sessions as one block."""
     log = builder.KuaiRand.open(job.records)
-    return log.spec, {name: records.pack(log.part(name), log.spec) for name in log.parts}
+    return log.spec, {name: records.pack_sessions(log.part(name), log.spec) for name in log.parts}
 
 
 def shards(job):
@@ -93,7 +93,7 @@ def test_chunks_and_buckets_change_no_session(whole, divided):
 
 @pytest.mark.slow
 def test_several_processes_make_the_same_files(source, divided, tmp_path):
-    with tasks.processes(2) as engine:
+    with tasks.worker_processes(2) as engine:
         made, job = run(source, tmp_path / "two", engine, **SMALL)
     assert kept(job) == kept(divided[1]) and made == divided[0]
 
@@ -130,8 +130,8 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(source, divided, tmp_path)
 
 @pytest.mark.slow
 def test_an_error_in_a_process_is_the_callers_and_a_lost_process_is_named(source, tmp_path):
-    with tasks.processes(2) as engine:
-        job = prepare.Job(source, CONFIG, tmp_path)
+    with tasks.worker_processes(2) as engine:
+        job = prepare.KuaiRandJob(source, CONFIG, tmp_path)
         with pytest.raises(FileNotFoundError, match="featured_id"):
             engine(prepare.clean_bucket, job, [0, 1], lambda done: None)
         with pytest.raises(ChildProcessError, match="task 9 of kill ended with -9; if memory was short, use fewer"):
@@ -228,7 +228,7 @@ def test_cuts_keep_keys_together_and_parts_alike(tmp_path):
     runs = [tmp_path / f"{i}.arrow" for i in range(len(frames))]
     for frame, path in zip(frames, runs, strict=True):
         tasks.write_run(frame.sort("key", maintain_order=True), path)
-    cuts = tasks.cut(runs, "key", 4_000)
+    cuts = tasks.cut_runs(runs, "key", 4_000)
     parts = [tasks.read_part(runs, cuts, i) for i in range(cuts.shape[1] - 1)]
     assert pl.concat(parts)["row"].sort().to_list() == list(range(30_000))
     keys = [set(part["key"]) for part in parts]
@@ -255,7 +255,7 @@ def test_a_file_with_a_header_alone_is_an_empty_one(source, whole, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     first = tmp_path / "log_standard_4_08_to_4_21_27k.csv"
     first.write_text(source.logs[0].read_text().splitlines()[0])
-    made, job = run(csv_files.find_source(tmp_path), tmp_path / "work")
+    made, job = run(release.find_release(tmp_path), tmp_path / "work")
     assert made["report"]["files"][0] == first.name
     assert sessions(job) == sessions(whole[1])
 
@@ -345,11 +345,11 @@ def test_synthetic_logs_look_like_the_release(tmp_path, variant):
         return {p.name: p.read_bytes() for p in (tmp_path / name / "data").iterdir()}
 
     assert read("a") == read("again") and read("a") != read("b")
-    found = csv_files.find_source(tmp_path / "a")
-    csv_files.check(found)
+    found = release.find_release(tmp_path / "a")
+    csv_files.check_headers(found)
     parts = [path.name for path in found.logs if "part" in path.name]
     assert found.variant == variant and len(parts) == (4 if variant == "27k" else 0)
-    rows = pl.concat([csv_files.read_log(csv_files.whole(path)) for path in found.logs])
+    rows = pl.concat([csv_files.read_log_lines(csv_files.whole(path)) for path in found.logs])
     standard, random = rows.filter(pl.col("is_rand") == 0), rows.filter(pl.col("is_rand") == 1)
     assert len(standard) == 60_000 and len(random) == max(600, round(60_000 * synthetic.OFFICIAL[variant][2]))
     assert not sum(rows.null_count().row(0)) and rows["date"].n_unique() == 31
@@ -398,15 +398,16 @@ def test_synthetic_logs_that_cannot_be_are_refused(tmp_path):
 MEASURE = """
 import pathlib, resource, sys
 from mmrf_jax.data.readers.engine import tasks
-from mmrf_jax.data.readers.kuairand import csv_files, prepare
+from mmrf_jax.data.readers.kuairand import prepare, release
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.io.progress import counted
 work = pathlib.Path(sys.argv[2])
 work.mkdir()
-job = prepare.Job(csv_files.find_source(sys.argv[1]), KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
+found = release.find_release(sys.argv[1])
+job = prepare.KuaiRandJob(found, KuaiRandConfig(), work, chunk_bytes=8 << 20, bucket_rows=100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with tasks.processes(1) as engine:
-    prepare.run(job, engine, counted)
+with tasks.worker_processes(1) as engine:
+    prepare.run_stages(job, engine, counted)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -462,5 +463,5 @@ def test_killed_again_and_again_it_makes_the_same_files(tmp_path, launch):
 @pytest.mark.slow
 def test_beam_makes_the_same_files(source, divided, tmp_path):
     pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'mmrf_jax[beam]'")
-    made, job = run(source, tmp_path / "beam", tasks.pipelines(), **SMALL)
+    made, job = run(source, tmp_path / "beam", tasks.beam_pipelines(), **SMALL)
     assert kept(job) == kept(divided[1]) and made == divided[0]

@@ -16,7 +16,7 @@ import reading
 from reading import cells_of, with_cells
 
 from mmrf_jax.data.readers.engine import tasks
-from mmrf_jax.data.readers.kuairand import builder, csv_files, prepare
+from mmrf_jax.data.readers.kuairand import builder, csv_files, prepare, release
 from mmrf_jax.io.progress import counted
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "reading-logs.md"
@@ -189,7 +189,7 @@ def test_a_column_twice_is_refused_in_features(tmp_path):
         text = path.read_text()
         path.write_text("\n".join(line + "," + line.split(",")[0] for line in text.splitlines()))
         with pytest.raises(ValueError, match=rf"{stem}_pure.csv has the column '\w+_id' twice; remove one of the two"):
-            csv_files.check(csv_files.find_source(source))
+            csv_files.check_headers(release.find_release(source))
         path.write_text(text)
 
 
@@ -198,9 +198,9 @@ def test_packed_files_are_named(tmp_path):
     path = source / "data" / reading.NAME
     path.rename(path.with_name(path.name + ".gz"))
     with pytest.raises(ValueError, match=r"pure\.csv\.gz is compressed; unpack it"):
-        csv_files.find_source(source)
+        release.find_release(source)
     (source / "data" / reading.NAME).write_text(reading.HEADER)
-    assert len(csv_files.find_source(source).logs) == 2  # unpacked meanwhile
+    assert len(release.find_release(source).logs) == 2  # unpacked meanwhile
 
 
 def standard() -> pd.DataFrame:
@@ -263,8 +263,10 @@ UNITS = {
 
 def prepared(source: pathlib.Path, work: pathlib.Path, config=CONFIG, **sizes) -> dict:
     work.mkdir()
-    with tasks.processes(1) as engine:
-        made = prepare.run(prepare.Job(csv_files.find_source(source), config, work, **sizes), engine, counted)
+    with tasks.worker_processes(1) as engine:
+        made = prepare.run_stages(
+            prepare.KuaiRandJob(release.find_release(source), config, work, **sizes), engine, counted
+        )
     return json.loads((made / prepare.ABOUT).read_text())
 
 
@@ -365,7 +367,7 @@ def test_ids_of_64_bits_give_the_sessions_that_small_ones_do(tmp_path):
         np.testing.assert_array_equal(one.user_id, other.user_id)  # users are 0, 1, 2 …
     assert small[3]["log"] == large[3]["log"] and large[2].num_users == files.USERS
     assert ids.dtype == np.int64 and ids[1:].min() == far
-    # features in Int32 beside a log in Int64
+    # features in Int32 next to a log in Int64
     mixed = builder.open_or_prepare(files.write(tmp_path / "half", **half), tmp_path / "cache", CONFIG).report
     assert mixed["users_without_features"] == files.USERS and mixed["log"] == small[3]["log"]
 

@@ -18,7 +18,7 @@ import pytest
 import reading
 
 from mmrf_jax.data.readers.engine import tasks
-from mmrf_jax.data.readers.kuairand import csv_files, prepare
+from mmrf_jax.data.readers.kuairand import csv_files, prepare, release
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.data.splits import SPLITS
 from mmrf_jax.io.progress import counted
@@ -200,20 +200,20 @@ def prepare_source(seed: int, folder: pathlib.Path) -> str:
     work = folder / "work"
     work.mkdir()
     size = int([1 << 20, 900][seed % 2])
-    job = prepare.Job(csv_files.find_source(folder), CONFIG, work, chunk_bytes=size, bucket_rows=40)
+    job = prepare.KuaiRandJob(release.find_release(folder), CONFIG, work, chunk_bytes=size, bucket_rows=40)
     try:
-        with tasks.processes(1) as engine:
-            report = json.loads((prepare.run(job, engine, counted) / prepare.ABOUT).read_text())["report"]
+        with tasks.worker_processes(1) as engine:
+            report = json.loads((prepare.run_stages(job, engine, counted) / prepare.ABOUT).read_text())["report"]
     except ValueError as error:
         check_message(error, seed)
         return str(error)
     logs, features, splits = report["log"], report["features"], report["splits"]
-    assert sum(log["rows"] for log in logs.values()) == sum(rows_in(data[p.name]) for p in job.source.logs), seed
+    assert sum(log["rows"] for log in logs.values()) == sum(rows_in(data[p.name]) for p in job.release.logs), seed
     for counts in logs.values():
         reading.unused(counts)
     shown = sum(splits[name]["exposures"] for name in SPLITS)
     assert logs["standard"]["used"] == shown + report["standard_rows_between_splits"], seed
-    for kind, paths in (("users", job.source.users), ("videos", job.source.videos)):
+    for kind, paths in (("users", job.release.users), ("videos", job.release.videos)):
         counts = features[kind]
         assert counts["rows"] == sum(rows_in(data[p.name]) for p in paths), seed
         assert 0 <= counts["unparsable"] + counts["duplicates"] <= counts["rows"], seed

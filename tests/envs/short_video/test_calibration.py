@@ -52,7 +52,7 @@ UNIFORM_USERS = 166_700  # of K exposures each: a million, so that a rate of .00
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(parameters.WorldConfig())
+    return env.make_world(parameters.WorldConfig())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def serve(sim):
     def run(privileged, temperature, params, which, key):
         policy = rankers.PrivilegedPolicy(lambda *args: jax.lax.switch(which, privileged, *args), temperature)
         world = env.ShortVideoEnv(params, SHORT_VIDEO, K)
-        return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS, k=K)[0]
+        return rollout.rollout(world, policy, key, 0, 0, num_users=SERVED, slots=SLOTS)[0]
 
     groups = {
         1.0: (reference_policies.production, reference_policies.random),
@@ -107,13 +107,13 @@ def standard(sim):
     def unroll(slots, key):
         def body(slots, _):
             policy = rankers.PrivilegedPolicy(reference_policies.production, 1.0)
-            slots, record, shown, _ = rollout.advance(sim, policy, key, 0, slots, K)
+            slots, record, shown, _ = rollout.step_slots(sim, policy, key, 0, slots)
             return slots, (record.live, record.feedback, sim.items.duration[shown.videos])
 
         return jax.lax.scan(body, slots, length=sim.default_params.config.max_requests)
 
     key, policy = jax.random.key(1), rankers.PrivilegedPolicy(reference_policies.production, 1.0)
-    idle = rollout.begin(sim, policy, key, 0, USERS, 0, slots=USERS)
+    idle = rollout.reset_slots(sim, policy, key, 0, USERS, 0, slots=USERS)
     _, shown = unroll(jax.jit(lambda slots: rollout.refill(sim, policy, key, 0, slots))(idle), key)
     live, feedback, duration = map(np.asarray, shown)
     return feedback[live].reshape(-1, len(SHORT_VIDEO)), duration[live].ravel()
@@ -188,7 +188,9 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 
         def one(key):
             slate = jax.lax.top_k(jax.random.gumbel(key, state.candidates.shape), K)[1]
-            return leaving.stay_logit(sim.default_params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1))
+            return leaving.continue_logit(
+                sim.default_params, state, jnp.take_along_axis(truth.enjoyment, slate, axis=1)
+            )
 
         return jax.vmap(one)(jax.random.split(key, 16))
 
@@ -199,7 +201,7 @@ def test_an_enjoyed_slate_and_a_boring_one_differ_by_about_one_in_the_log_odds_o
 @pytest.fixture(scope="module")
 def shifted(sim):
     """Parameters of the other worlds; static fields as in `sim`, so that nothing is recompiled."""
-    worlds = {v: items.make(parameters.WorldConfig(variant=v)) for v in ("users", "exit_hazard", "sparse")}
+    worlds = {v: items.make_world_params(parameters.WorldConfig(variant=v)) for v in ("users", "exit_hazard", "sparse")}
     return {v: params.replace(config=sim.default_params.config) for v, params in worlds.items()}
 
 
@@ -231,7 +233,7 @@ class TestVariants:
         def sample(params):
             _, _, state = env.reset(jax.random.key(2), params, jnp.arange(512), 0)
             truth = truth_of(params, state, state.candidates)
-            uniforms = jax.random.uniform(jax.random.key(3), (*truth.drive.shape, response.NUM_UNIFORMS))
+            uniforms = jax.random.uniform(jax.random.key(3), (*truth.engagement.shape, response.NUM_UNIFORMS))
             return truth.enjoyment, response.respond(params, state.traits, truth, uniforms)
 
         def correlations(params):

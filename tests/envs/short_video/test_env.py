@@ -24,7 +24,7 @@ draw = jax.jit(users.draw)
 affinity = jax.jit(response.affinity)
 respond = jax.jit(response.respond)
 expected_watch = jax.jit(response.expected_watch)
-stay_logit = jax.jit(leaving.stay_logit)
+continue_logit = jax.jit(leaving.continue_logit)
 production, oracle_myopic, oracle_planning = (
     jax.jit(getattr(reference_policies, name)) for name in ("production", "oracle_myopic", "oracle_planning")
 )
@@ -32,24 +32,24 @@ production, oracle_myopic, oracle_planning = (
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(TINY)
+    return env.make_world(TINY)
 
 
 @pytest.fixture(scope="module")
 def wide():
-    return env.make(WIDE)
+    return env.make_world(WIDE)
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return env.make(parameters.WorldConfig(num_videos=40, candidates=40, slate=3, history=30))
+    return env.make_world(parameters.WorldConfig(num_videos=40, candidates=40, slate=3, history=30))
 
 
 @functools.cache
 def upload_days(config):
     """Day of upload [V] in order of id, from the draw itself: rows are matched by their hidden truth."""
     arrays = items._draw(config.seed, config.num_videos)
-    params = items.make(config)
+    params = items.make_world_params(config)
     drawn, kept = np.asarray(arrays["hidden"]), np.asarray(params.hidden)
     order, place = np.lexsort(drawn.T), np.lexsort(kept.T)
     np.testing.assert_array_equal(drawn[order], kept[place])
@@ -101,7 +101,7 @@ class TestContract:
         assert jax.tree.structure(state) == jax.tree.structure(next_state)
         for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(next_state), strict=True):
             assert before.shape == after.shape and before.dtype == after.dtype
-        assert sim.items.features.shape == (TINY.num_videos, parameters.ITEM_FEATURES)
+        assert sim.items.features.shape == (TINY.num_videos, parameters.LATENT + 8)
         assert sim.items.author.min() >= 0 and sim.items.author.max() < sim.items.num_authors
         assert sim.items.tag.min() >= 0 and sim.items.tag.max() < sim.items.num_tags
         np.testing.assert_allclose(sim.items.features.std(axis=0), 1.0, atol=0.9)
@@ -234,7 +234,7 @@ class TestCandidates:
     def test_slates_have_no_repeats(self, sim):
         """Sampled, best and all-ties slates of K = 7, as videos."""
         both = (reference_policies.production, reference_policies.random)
-        act = jax.jit(rollout.act, static_argnames="k")
+        act = jax.jit(rollout.select_slate, static_argnames="k")
         request, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
         for ranker, temperature in itertools.product(both, (1.0, 0.0)):
             policy = rankers.PrivilegedPolicy(ranker, temperature)
@@ -292,8 +292,8 @@ class TestFeedback:
         sociability = np.asarray(traits.sociability, np.float64)[:, None]
         rates, rest = {}, {}
         for name in response.EXPLICIT:
-            intercept, joy, match, watched, bait, unclicked = getattr(params.behaviour, name)
-            logit = intercept + joy * x["enjoyment"] + match * x["match"] + bait * x["clickbait"]
+            intercept, enjoyment, match, watched, bait, unclicked = getattr(params.behaviour, name)
+            logit = intercept + enjoyment * x["enjoyment"] + match * x["match"] + bait * x["clickbait"]
             logit = logit + watched * np.log1p(feedback["watch_time"]) + unclicked * (1 - feedback["click"])
             logit = logit + (0.0 if name == "hate" else 0.4) * sociability
             logit = logit + (0.4 * x["appeal"] if name in ("follow", "profile_enter") else 0.0)
@@ -332,7 +332,7 @@ class TestFeedback:
         )
         seconds = np.asarray(respond(sim.default_params, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         assert (np.diff(seconds, axis=1) <= 1e-5).all() and seconds[:, -1].mean() < 0.97 * seconds[:, 0].mean()
-        flat = with_behaviour(sim.default_params, drive_position=0.0)
+        flat = with_behaviour(sim.default_params, engagement_position=0.0)
         seconds = np.asarray(respond(flat, traits, truth, u)[..., SHORT_VIDEO.index("watch_time")])
         np.testing.assert_array_equal(seconds, np.broadcast_to(seconds[:, :1], seconds.shape))
 
@@ -353,16 +353,18 @@ class TestFeedback:
 
 
 class TestSession:
-    def test_stay_logit_by_hand(self, sim):
+    def test_continue_logit_by_hand(self, sim):
         b = sim.default_params.behaviour
         state = reset(jax.random.key(0), sim.default_params, jnp.arange(4), 0)[2]
         state = state.replace(position=jnp.array([0, 1, 5, 10]))
-        joy = jnp.array([[1.0, 1.0], [0.0, 2.0], [3.0, 1.0], [-1.0, -1.0]])
+        enjoyment = jnp.array([[1.0, 1.0], [0.0, 2.0], [3.0, 1.0], [-1.0, -1.0]])
         expected = (
-            b.stay + b.stay_joy * (joy.mean(axis=1) - b.stay_joy_centre) + b.stay_patience * state.traits.patience
+            b.continue_logit
+            + b.continue_enjoyment * (enjoyment.mean(axis=1) - b.enjoyment_centre)
+            + b.continue_patience * state.traits.patience
         )
-        expected -= b.stay_fatigue * jnp.array([0, 1, 5, 10])
-        np.testing.assert_allclose(stay_logit(sim.default_params, state, joy), expected, rtol=1e-6)
+        expected -= b.continue_fatigue * jnp.array([0, 1, 5, 10])
+        np.testing.assert_allclose(continue_logit(sim.default_params, state, enjoyment), expected, rtol=1e-6)
 
     def flags(self, params, steps=TINY.max_requests):
         _, result = play(params, jax.random.key(0), jnp.arange(B), steps=steps)[0]
@@ -377,19 +379,19 @@ class TestSession:
         assert 0 < terminated.mean() < 0.5 and terminated[:, -1].any()
 
     def test_faithful_users_are_cut(self, sim):
-        terminated, truncated = self.flags(with_behaviour(sim.default_params, stay=100.0))
+        terminated, truncated = self.flags(with_behaviour(sim.default_params, continue_logit=100.0))
         assert not terminated.any() and truncated[:, -1].all() and not truncated[:, :-1].any()
 
     def test_bored_users_leave_at_once(self, sim):
-        terminated, truncated = self.flags(with_behaviour(sim.default_params, stay=-100.0), steps=1)
+        terminated, truncated = self.flags(with_behaviour(sim.default_params, continue_logit=-100.0), steps=1)
         assert terminated.all() and not truncated.any()
 
     def test_leaving_follows_the_log_odds(self, sim):
         keys = jax.random.split(jax.random.key(0), 16)
         _, _, state = reset(keys[0], sim.default_params, jnp.arange(B), 0)
         videos = state.candidates[:, :K]
-        joy = affinity(sim.default_params, state.traits, state.interest, state.satiation, videos).enjoyment
-        logit = np.asarray(stay_logit(sim.default_params, state, joy))
+        enjoyment = affinity(sim.default_params, state.traits, state.interest, state.satiation, videos).enjoyment
+        logit = np.asarray(continue_logit(sim.default_params, state, enjoyment))
         leaves = [step(key, state, first_slate(), sim.default_params)[0].terminated for key in keys]
         stays = 1.0 - np.mean(leaves, axis=0)
         probability = 1 / (1 + np.exp(-logit))
@@ -435,27 +437,29 @@ class TestSession:
         )
         weight = np.take_along_axis(np.asarray(twice.satiation), np.asarray(sim.default_params.topic)[videos], axis=1)
         assert (weight > 0).any() and (weight == 0).any()
-        np.testing.assert_allclose(bored.drive - fresh.drive, -b.drive_satiation * weight, atol=1e-5)
-        np.testing.assert_allclose(bored.enjoyment - fresh.enjoyment, b.joy_satiation * weight, atol=1e-5)
+        np.testing.assert_allclose(bored.engagement - fresh.engagement, -b.engagement_satiation * weight, atol=1e-5)
+        np.testing.assert_allclose(bored.enjoyment - fresh.enjoyment, b.enjoyment_satiation * weight, atol=1e-5)
         np.testing.assert_array_equal(bored.match, fresh.match)
 
     def test_a_good_session_brings_users_back_sooner(self, sim):
         state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 5)[2]
         state = state.replace(position=jnp.full((B,), 4))
         mean = {}
-        for name, joy in (("good", 2.0), ("fair", 1.0), ("bad", -1.0)):
-            days = next_visit(jax.random.key(1), state.replace(joy=jnp.full((B,), 4 * joy)), sim.default_params)
+        for name, enjoyment in (("good", 2.0), ("fair", 1.0), ("bad", -1.0)):
+            days = next_visit(
+                jax.random.key(1), state.replace(total_enjoyment=jnp.full((B,), 4 * enjoyment)), sim.default_params
+            )
             assert days.dtype == jnp.int32 and days.min() >= 1 and days.max() <= 30
             mean[name] = (float(days.mean()), float((days == 1).mean()))
         assert mean["good"][0] < mean["fair"][0] < mean["bad"][0]
         assert mean["good"][1] > mean["fair"][1] > mean["bad"][1]
 
-    def test_joy_counts_requests_not_videos(self, sim):
+    def test_enjoyment_counts_requests_not_videos(self, sim):
         (_, result), _, _ = play(sim.default_params, jax.random.key(0), jnp.arange(B), steps=1)
         _, _, state = reset(jax.random.key(0), sim.default_params, jnp.arange(B), 0)
         truth = affinity(sim.default_params, state.traits, state.interest, state.satiation, state.candidates[:, :K])
         _, after = step(jax.random.key(0), state, first_slate(), sim.default_params)
-        np.testing.assert_allclose(after.joy, truth.enjoyment.mean(axis=1), atol=1e-5)
+        np.testing.assert_allclose(after.total_enjoyment, truth.enjoyment.mean(axis=1), atol=1e-5)
         np.testing.assert_array_equal(after.position, 1)
         np.testing.assert_allclose(result.request.context[:, 0, 2], np.log(2.0), rtol=1e-6)
 
@@ -499,17 +503,17 @@ class TestConfig:
 
     def test_too_few_videos(self):
         with pytest.raises(ValueError, match=r"world.num_videos=700 .*world.candidates=100 .*use more videos or fewer"):
-            env.make(parameters.WorldConfig(num_videos=700))
+            env.make_world(parameters.WorldConfig(num_videos=700))
 
     def test_seeds_make_other_worlds(self, sim):
-        other = items.make(parameters.WorldConfig(num_videos=3000, candidates=20, seed=1))
+        other = items.make_world_params(parameters.WorldConfig(num_videos=3000, candidates=20, seed=1))
         assert not np.array_equal(other.hidden, sim.default_params.hidden)
         ids = jnp.arange(8)
         assert not np.array_equal(draw(ids, other)[0].activity, draw(ids, sim.default_params)[0].activity)
 
     @pytest.mark.slow
     def test_a_million_videos(self):
-        sim = env.make(parameters.WorldConfig(num_videos=1_000_000))
+        sim = env.make_world(parameters.WorldConfig(num_videos=1_000_000))
         assert sim.items.num_videos == 1_000_000
         candidates = np.asarray(reset(jax.random.key(0), sim.default_params, jnp.arange(B), 30)[0].candidates)
         assert all(len(set(row)) == 100 for row in candidates) and candidates.max() < 1_000_000

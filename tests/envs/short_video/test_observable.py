@@ -17,7 +17,7 @@ B, L = 8, parameters.LATENT
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
+    return env.make_world(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
 
 
 def test_a_belief_that_knows_all_ranks_as_the_planning_oracle_and_follows_the_session(sim):
@@ -50,10 +50,10 @@ likelihood_of = jax.jit(observable.watch_log_likelihood)
 @pytest.mark.parametrize("duration", [6.0, 40.0])
 def test_play_times_have_the_likelihood_of_the_response(duration):
     """It integrates to 1 over densities and atoms, and its mean is that of `response.expected_feedback`."""
-    b, drive = parameters.Behaviour(), np.linspace(-3.0, 4.0, 5, dtype=np.float32)
+    b, engagement = parameters.Behaviour(), np.linspace(-3.0, 4.0, 5, dtype=np.float32)
 
     def density(seconds):
-        return np.exp(likelihood_of(b, drive[:, None], np.atleast_1d(seconds)[None], np.float32(duration)))
+        return np.exp(likelihood_of(b, engagement[:, None], np.atleast_1d(seconds)[None], np.float32(duration)))
 
     total, mean = np.zeros(5), np.zeros(5)
     for low, high in (
@@ -70,7 +70,7 @@ def test_play_times_have_the_likelihood_of_the_response(duration):
         total, mean = total + mass, mean + atom * mass
     np.testing.assert_allclose(total, 1.0, atol=2e-3)
     zero = np.zeros(5, np.float32)
-    truth = response.Affinity(zero, drive, zero, np.full(5, duration, np.float32), zero, zero)
+    truth = response.Affinity(zero, engagement, zero, np.full(5, duration, np.float32), zero, zero)
     truth = jax.tree.map(lambda x: x[:, None], truth)
 
     @jax.jit
@@ -108,7 +108,7 @@ def test_beliefs_are_those_of_brute_force(sim):
         b, shown = params.behaviour, jnp.broadcast_to(videos, (number, 4))
         truth = response.affinity(params, traits, interest, jnp.zeros((number, parameters.TOPICS)), shown)
         seconds, click = feedback[..., -1], feedback[..., 0]
-        total = observable.watch_log_likelihood(b, truth.drive, seconds, truth.duration)
+        total = observable.watch_log_likelihood(b, truth.engagement, seconds, truth.duration)
         for name in response.EXPLICIT:
             logit = response.explicit_logit(b, name, traits, truth, jnp.log1p(seconds), click)
             total += jax.nn.log_sigmoid(jnp.where(feedback[..., SHORT_VIDEO.index(name)] > 0, logit, -logit))

@@ -12,7 +12,7 @@ L, B = parameters.LATENT, 20_000
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
+    return env.make_world(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
 
 
 def error(params, belief):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrf_jax.envs.short_video import env, parameters, reference_policies, response
+from mmrf_jax.envs.short_video import env, leaving, parameters, reference_policies, response
 from mmrf_jax.envs.short_video import truth as hidden_truth
 from mmrf_jax.signals import SHORT_VIDEO
 
 TINY = parameters.WorldConfig(num_videos=3000, candidates=20, slate=3, history=8, max_requests=6)
 B, USERS, DRAWS = 256, 3, 25_000
-#: Under a second, up to 7 s, up to 18 s and beyond, each by users of little, fair and much drive.
+#: Under a second, up to 7 s, up to 18 s and beyond, each by users of little, fair and much engagement.
 DURATION = (0.8, 5.0, 6.9, 7.0, 7.1, 12.0, 17.9, 18.5, 60.0, 400.0)
 #: Explicit signals made common, and all but one moved by both the seconds and the click.
 COMMON = {
@@ -28,12 +28,18 @@ respond = jax.jit(response.respond)
 reset = jax.jit(env.reset)
 step = jax.jit(env.step)
 of_candidates = jax.jit(hidden_truth.expected_feedback)
-true_stay = jax.jit(hidden_truth.true_stay)
+
+
+@jax.jit
+def true_continue_prob(params, state, slate):
+    videos = jnp.take_along_axis(state.candidates, slate, axis=1)
+    enjoyment = hidden_truth.truth_of(params, state, videos).enjoyment
+    return jax.nn.sigmoid(leaving.continue_logit(params, state, enjoyment))
 
 
 @pytest.fixture(scope="module")
 def sim():
-    return env.make(TINY)
+    return env.make_world(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +54,16 @@ def shown(arrived):
     shape = (USERS, len(DURATION))
     rng = np.random.default_rng(0)
     match, enjoyment, clickbait, appeal = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
-    drive = jnp.asarray(np.array([-1.5, 0.3, 1.8])[:, None] + rng.normal(size=shape), jnp.float32)
+    engagement = jnp.asarray(np.array([-1.5, 0.3, 1.8])[:, None] + rng.normal(size=shape), jnp.float32)
     duration = jnp.broadcast_to(jnp.array(DURATION), shape)
-    return traits, response.Affinity(match, drive, enjoyment, duration, clickbait, appeal)
+    return traits, response.Affinity(match, engagement, enjoyment, duration, clickbait, appeal)
 
 
 @pytest.fixture(scope="module")
 def answer(shown):
     """Answers [USERS, videos, DRAWS, S] to each video at the first position, and what they were drawn from, flat."""
     traits, truth = shown
-    shape = (*truth.drive.shape, DRAWS)
+    shape = (*truth.engagement.shape, DRAWS)
 
     def flat(x):
         return jnp.broadcast_to(x[..., None], shape).reshape(-1, 1)
@@ -77,7 +83,7 @@ def with_behaviour(params, **changes):
 
 
 class TestFeedback:
-    @pytest.mark.parametrize("changes", [{}, {"skip": 0.1, "replay": 0.6, "drive_noise": 0.7}])
+    @pytest.mark.parametrize("changes", [{}, {"skip_prob": 0.1, "replay_prob": 0.6, "engagement_noise": 0.7}])
     def test_frequencies_of_every_signal(self, sim, shown, answer, changes):
         params = with_behaviour(sim.default_params, **COMMON, **changes)
         expected = np.asarray(expected_feedback(params, *shown)[0], np.float64)[..., :-1]
@@ -115,11 +121,13 @@ class TestFeedback:
             error = drawn.std(axis=2) / np.sqrt(DRAWS)
             assert (np.abs(np.asarray(found) - drawn.mean(axis=2)) < 4.5 * error + 1e-3 * drawn.mean(axis=2)).all()
 
-    def test_drive_for_inverts_the_play_curve(self, sim):
+    def test_engagement_for_inverts_the_play_curve(self, sim):
         b = sim.default_params.behaviour
-        drive = jnp.linspace(-1.4, 6.0, 50)
-        np.testing.assert_allclose(response.drive_for(b, response.play_curve(b, drive)), drive, atol=1e-5)
-        assert np.isneginf(response.drive_for(b, jnp.array([-0.5, b.curve_start]))).all()
+        engagement = jnp.linspace(-1.4, 6.0, 50)
+        np.testing.assert_allclose(
+            response.engagement_for(b, response.play_curve(b, engagement)), engagement, atol=1e-5
+        )
+        assert np.isneginf(response.engagement_for(b, jnp.array([-0.5, b.curve_start]))).all()
 
     def test_candidates_of_a_state(self, sim, arrived):
         """A state that is tired of topics; each candidate as if it came first."""
@@ -130,14 +138,14 @@ class TestFeedback:
         assert expected.shape == (B, TINY.candidates, len(SHORT_VIDEO))
         np.testing.assert_allclose(expected[..., -1], reference_policies.oracle_myopic(params, state), rtol=0.1)
         truth = response.affinity(params, state.traits, state.interest, state.satiation, state.candidates)
-        first = with_behaviour(params, drive_position=0.0)
+        first = with_behaviour(params, engagement_position=0.0)
         seen, repeats, rng = 0.0, 12, np.random.default_rng(3)
         for _ in range(repeats):
             uniforms = rng.uniform(1e-7, 1 - 1e-7, (*state.candidates.shape, response.NUM_UNIFORMS))
             seen += np.asarray(respond(first, state.traits, truth, jnp.asarray(uniforms, jnp.float32))) / repeats
         for i, name in enumerate(SHORT_VIDEO.binary_names):
             x, y = expected[..., i], seen[..., i]
-            for weight in (np.ones_like(x), x - x.mean(), np.asarray(truth.drive, np.float64)):
+            for weight in (np.ones_like(x), x - x.mean(), np.asarray(truth.engagement, np.float64)):
                 error = np.sqrt((weight**2 * x * (1 - x)).sum() / repeats)
                 assert abs((weight * (y - x)).sum()) < 4 * error, name
 
@@ -148,7 +156,7 @@ class TestStay:
         slates = np.random.default_rng(4).permuted(np.tile(np.arange(TINY.candidates), (B, 1)), axis=1)
         _, state = step(jax.random.key(0), arrived, slates[:, 6:9], sim.default_params)
         stay, other = (
-            np.asarray(true_stay(sim.default_params, state, slates[:, i : i + 3]), np.float64) for i in (0, 3)
+            np.asarray(true_continue_prob(sim.default_params, state, slates[:, i : i + 3]), np.float64) for i in (0, 3)
         )
         assert stay.shape == (B,)
         keys = jax.random.split(jax.random.key(2), 48)

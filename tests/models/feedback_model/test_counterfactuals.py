@@ -169,7 +169,11 @@ def test_answers_have_the_shapes_of_their_slates(answered):
         value = getattr(simulated, name)
         assert value.shape == (8, 5, 2, 3, S) and value.dtype == np.float32 and np.isfinite(value).all()
         assert (value >= 0).all()
-    assert simulated.stay.shape == (8, 5, 2) and (simulated.stay > 0).all() and (simulated.stay < 1).all()
+    assert (
+        simulated.continue_prob.shape == (8, 5, 2)
+        and (simulated.continue_prob > 0).all()
+        and (simulated.continue_prob < 1).all()
+    )
     assert (simulated.expected[..., :WATCH] < 1).all() and (simulated.uncertainty.max(axis=(0, 1, 2, 3)) > 0).all()
     assert set(np.unique(simulated.sampled[..., :WATCH])) == {0.0, 1.0}
     shown = (np.arange(8) == batch.slate[..., None]) & batch.slate_mask[..., None]
@@ -206,7 +210,7 @@ def test_answers_by_hand(answered):
 
     out = jax.tree.map(np.float64, predict(state))
     logit = out.continue_logit[..., None] + out.continue_item_logit.reshape(2, 8, 5, 2, 3).sum(axis=-1)
-    np.testing.assert_allclose(simulated.stay, expit(logit).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(simulated.continue_prob, expit(logit).mean(axis=0), rtol=1e-4)
     raw = np.moveaxis(out.feedback, -2, -1).reshape(2, 8, 5, 2, 3, S)
     np.testing.assert_allclose(simulated.expected[..., :WATCH], expit(raw[..., :WATCH]).mean(axis=0), rtol=1e-4)
     seconds = 15.0 * np.exp(raw[..., WATCH]).mean(axis=0)
@@ -231,13 +235,13 @@ def test_no_slates_leave_the_view_of_the_pool(answered):
         counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")
     )
     alone = fn(state, batch, items, CONFIG, jax.random.key(4), 0, False)
-    assert alone.slates.shape == (8, 5, 0, 3) and alone.stay.shape == (8, 5, 0)
+    assert alone.slates.shape == (8, 5, 0, 3) and alone.continue_prob.shape == (8, 5, 0)
     assert max(tiny.differences(alone.pool, simulated.pool).values(), default=0.0) < 1e-5
 
 
 def test_kept_encodings_answer_alike(answered):
     state, items, batch, simulated, _ = answered
-    kept = jax.jit(network.encode_catalogue, static_argnames="config")(state, items, CONFIG)
+    kept = network.encode_items(state, items, CONFIG)
     assert kept.shape[:2] == (2, items.num_videos)
     fn = jax.jit(
         counterfactuals.simulate_counterfactual_slates, static_argnames=("config", "num_slates", "measure_uncertainty")

@@ -129,7 +129,7 @@ def test_a_value_has_no_zero_that_means_no_feedback():
 
 def test_without_a_correction_nothing_is_added():
     plain = dataclasses.replace(CONFIG, debias=None)
-    init = functools.partial(network.init, spec=tiny.SPEC, items=tiny.make_items())
+    init = functools.partial(network.init_feedback_state, spec=tiny.SPEC, items=tiny.make_items())
     ones = np.full(S, 0.5)
     without, with_it = (
         jax.eval_shape(lambda key, c=c: init(key, c, feedback_mean=ones, feedback_std=ones), jax.random.key(0)).params

@@ -72,13 +72,13 @@ def test_metrics_are_means_over_exposures_and_twins(still_step, items):
             sums[:WATCH] += np.logaddexp(0.0, raw[:WATCH]) - label[:WATCH] * raw[:WATCH]
             sums[WATCH] += np.exp(raw[WATCH]) - label[WATCH] / 15.0 * raw[WATCH]
             sums[S] += (out.extra[n, b, t, 0, k] - np.log1p(label[WATCH])) ** 2
-        if batch.mask[b, t] and (batch.terminated[b, t] or batch.mask[b, t + 1]):  # of a cut session nobody knows
+        if batch.mask[b, t] and (batch.terminated[b, t] or batch.mask[b, t + 1]):  # of a cut session no one knows
             logit = out.continue_logit[n, b, t] + out.continue_item_logit[n, b, t, exposed[b, t]].sum()
             stay.append(np.logaddexp(0.0, logit if batch.terminated[b, t] else -logit))
     means = sums / (2 * exposed[:, :-1].sum())
     for i, name in enumerate((*SHORT_VIDEO.names, "level_watch_time")):
         assert float(metrics[f"loss/{name}"]) == pytest.approx(means[i], rel=1e-4), name
-    assert float(metrics["loss/stay"]) == pytest.approx(np.mean(stay), rel=1e-4)
+    assert float(metrics["loss/continuation"]) == pytest.approx(np.mean(stay), rel=1e-4)
 
 
 # A world in which a click depends on profile and tag, and staying on how many videos of tag 1 there were.
@@ -105,7 +105,7 @@ def click_probability(profile, tags):
     return np.where((profile[..., :1] > 0) == (tags == 1), 0.8, 0.15)
 
 
-def continue_probability(tags):
+def odds_of_continuing(tags):
     return expit(1.0 - 2.0 * ((tags == 1).sum(axis=-1) - 1.5))
 
 
@@ -120,7 +120,7 @@ def world_log(seed, users):
     click = rng.random(tags.shape) < click_probability(profile[:, None], tags)
     feedback[..., 0] = click
     feedback[..., WATCH] = np.where(click, 20.0, 4.0) * rng.uniform(0.5, 1.5, tags.shape)
-    stays = rng.random((users, T)) < continue_probability(tags)
+    stays = rng.random((users, T)) < odds_of_continuing(tags)
     live = np.cumprod(np.concatenate([np.ones((users, 1), bool), stays[:, :-1]], axis=1), axis=1).astype(bool)
     lengths = live.sum(axis=1)
     left = ~stays[np.arange(users), lengths - 1]
@@ -148,7 +148,7 @@ def fitted():
     log = world_log(0, 1500)
     config = dataclasses.replace(CONFIG, learning_rate=0.01, dropout=0.1)
     seen = log.feedback.reshape(-1, S)
-    init = jax.jit(network.init, static_argnames=("config", "spec"))
+    init = jax.jit(network.init_feedback_state, static_argnames=("config", "spec"))
     state = init(jax.random.key(0), config, WORLD, WORLD_ITEMS, seen.mean(axis=0), seen.std(axis=0))
     fn = jax.jit(functools.partial(fitting.update, config=config), compiler_options=tiny.HOT)
 
@@ -211,9 +211,9 @@ def test_learns_clicks_watch_time_and_staying(fitted):
     assert roc_auc_score(batch.feedback[..., 0][shown], expected[..., 0][shown]) > 0.8
     seconds = truth * 20.0 + (1.0 - truth) * 4.0
     assert np.abs(expected[..., WATCH] / seconds - 1.0)[shown].mean() < 0.15
-    stay = np.asarray(network.continue_probability(out, jnp.ones(tags.shape)))[batch.mask]
-    true_stay = continue_probability(tags)[batch.mask]
-    assert np.abs(stay - true_stay).mean() < 0.4 * np.abs(true_stay.mean() - true_stay).mean()
+    stay = np.asarray(network.continue_prob(out, jnp.ones(tags.shape)))[batch.mask]
+    continue_prob = odds_of_continuing(tags)[batch.mask]
+    assert np.abs(stay - continue_prob).mean() < 0.4 * np.abs(continue_prob.mean() - continue_prob).mean()
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_uncertainty_is_one_on_impressions(fitted, measured):
     batches, state = measured
     u = []
     for b in batches:
-        shown = np.asarray(b.loss_masks().exposed) > 0
+        shown = np.asarray(b.loss_masks().exposure) > 0
         u.append(_uncertainty(config, state, b, WORLD_ITEMS)[:, :-1][shown])
     np.testing.assert_allclose(np.concatenate(u).mean(axis=0) / state.uncertainty_scale, 1.0, rtol=1e-4)
 
@@ -266,7 +266,7 @@ def test_calibration_is_measured_when_asked_for_and_moves_predictions(fitted, me
     before, after, actual = [], [], []
     for batch in batches:
         out = predict(config, sure, batch, WORLD_ITEMS)
-        shown = np.asarray(batch.loss_masks().exposed) > 0
+        shown = np.asarray(batch.loss_masks().exposure) > 0
 
         def at(x, shown=shown):
             return np.asarray(network.expected(CONFIG, x, state.scale))[:, :-1][shown][:, 0]
@@ -293,15 +293,15 @@ def test_random_exposures_are_calibrated_apart(fitted, measured):
         batches.append(dataclasses.replace(batch, context=context, feedback=feedback))
     found = fitting.measure(state, batches, WORLD_ITEMS, two, calibrate=True)
     assert found.calibration.shape == (2, 2, S - 1)
-    told: dict[bool, list] = {True: [], False: []}
+    by_kind: dict[bool, list] = {True: [], False: []}
     for batch in batches:
         out = network.calibrated(two, predict(two, state, batch, WORLD_ITEMS), found.calibration, batch.context)
-        shown = np.asarray(batch.loss_masks().exposed) > 0
+        shown = np.asarray(batch.loss_masks().exposure) > 0
         clicks = np.asarray(network.expected(CONFIG, out, state.scale))[:, :-1, :, 0]
-        for kind, gaps in told.items():
+        for kind, gaps in by_kind.items():
             rows = shown & (batch.context[:, :-1, :1] == kind)
             gaps += list((clicks - batch.feedback[:, :-1, :, 0])[rows])
-    means = {kind: float(np.mean(gaps)) for kind, gaps in told.items()}
+    means = {kind: float(np.mean(gaps)) for kind, gaps in by_kind.items()}
     assert max(map(abs, means.values())) < 0.03, means
     alone = fitting.measure(state, batches, WORLD_ITEMS, config, calibrate=True).calibration
     assert alone.shape == (1, 2, S - 1) and not np.allclose(alone[0], found.calibration[0])

@@ -125,7 +125,7 @@ def test_expected_is_the_mean_of_the_twins_probabilities():
 def test_stay_probability_is_the_mean_of_the_twins():
     out = random_prediction(np.random.default_rng(1), 4)
     w = np.array([1.0, 0.0, 1.0, 0.0, 0.5], np.float32)
-    got = network.continue_probability(out, jnp.broadcast_to(w, (4, 5)))
+    got = network.continue_prob(out, jnp.broadcast_to(w, (4, 5)))
     logit = np.float64(out.continue_logit) + np.float64(out.continue_item_logit) @ np.float64(w)
     np.testing.assert_allclose(got, expit(logit).mean(axis=0), rtol=1e-5)
 

@@ -32,7 +32,7 @@ def two_sizes(few_sizes):
 
 
 def exported(folder, ids, config):
-    """The artefact of agents that nobody trained."""
+    """The artefact of agents that no one trained."""
     plan, state = exporting.planned("myopic")
     export.export_run(folder, plan, tiny.SPEC, tiny.make_items(), ids, state, {"config": config})
     return folder
@@ -48,18 +48,23 @@ class Toy(Environment):
         return types.Request(user, jnp.ones((len(user), tiny.SPEC.profile)), context, candidates.astype(jnp.int32))
 
     def reset_env(self, key, params, users, day):
-        told = jnp.zeros((len(users), 2, S)).at[:, :, SHORT_VIDEO.index("watch_time")].set(5.0)
-        history = types.Exposure(jnp.array([[3, 4]]), told, jnp.array([[False, True]]))
+        reported = jnp.zeros((len(users), 2, S)).at[:, :, SHORT_VIDEO.index("watch_time")].set(5.0)
+        history = types.Exposure(jnp.array([[3, 4]]), reported, jnp.array([[False, True]]))
         return self.request(users, jnp.zeros_like(users)), history, (users, jnp.zeros_like(users))
 
     def step_env(self, key, state, slate, params):
         users, position = state
         videos = jnp.take_along_axis(self.request(users, position).candidates, slate, 1)
-        told = jnp.zeros((*videos.shape, S)).at[..., SHORT_VIDEO.index("watch_time")].set(videos).at[:, 0, 2].set(1.0)
+        reported = (
+            jnp.zeros((*videos.shape, S)).at[..., SHORT_VIDEO.index("watch_time")].set(videos).at[:, 0, 2].set(1.0)
+        )
         position = position + 1
-        exposure = types.Exposure(videos, told, jnp.ones(videos.shape, bool))
+        exposure = types.Exposure(videos, reported, jnp.ones(videos.shape, bool))
         result = StepResult(exposure, self.request(users, position), position >= 3, position < 0)
         return result, (users, position)
+
+    def next_visit(self, key, state, params):
+        return jnp.ones_like(state[0])
 
 
 def make_toy(config, slate):
@@ -68,12 +73,12 @@ def make_toy(config, slate):
 
 
 def application(service, make_world=make_toy, **limits):
-    return app.make(service, guard.Limits(seconds=60.0, **limits), (page.router(service, make_world),))
+    return app.make_app(service, guard.Limits(seconds=60.0, **limits), (page.router(service, make_world),))
 
 
 @pytest.fixture(scope="module")
 def kuairand(tmp_path_factory):
-    """A service of an artefact whose users nobody can simulate, and a client of it."""
+    """A service of an artefact whose users no one can simulate, and a client of it."""
     folder, services = tmp_path_factory.mktemp("kuairand"), []
     exported(folder / "artifact", VIDEO_IDS, {"source": "kuairand"})
 
@@ -174,8 +179,8 @@ def test_a_simulated_user_answers_and_leaves(tmp_path):
             request, slate = ranked(client, visit, turn)
             body = {"position": position, "slate": slate}
             status, answer = client(f"/demo/visits/{visit['user']}/steps", body)
-            assert [told.get("watch_time", 0) for told in answer["answers"]] == slate  # in the slate's own order
-            assert [told.get("like", 0) for told in answer["answers"]] == [1, 0, 0]
+            assert [entry.get("watch_time", 0) for entry in answer["answers"]] == slate  # in the slate's own order
+            assert [entry.get("like", 0) for entry in answer["answers"]] == [1, 0, 0]
             assert answer["leaves"] == (position == 2)
             event = {"event_id": f"e{position}", "request_id": request, "left": answer["leaves"]}
             assert client("/feedback", event | {"videos": answer["answers"]})[0] == 200

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mmrf_jax.data import sessions
-from mmrf_jax.data.readers.engine.candidates import Pool
+from mmrf_jax.data.readers.engine.candidates import CandidatePool
 from mmrf_jax.data.readers.engine.grouping import HOUR_MS, MAX_HOURS, MINUTE_MS, request_starts, session_starts
 from mmrf_jax.data.session_log import Sessions
 from mmrf_jax.data.splits import RANDOM, SPLITS
 
 
 @dataclasses.dataclass
-class Rows:
+class ShownRows:
     """Shown items [n] of some users, sorted by user and time.
 
     Attributes:
@@ -62,7 +61,7 @@ def _first_of_run(starts: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class Plan:
+class SessionPlan:
     """The sessions of one part of the log; their rows, candidates and histories are gathered later.
 
     Attributes:
@@ -91,7 +90,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class SessionSizes:
     """How rows become sessions.
 
     Attributes:
@@ -107,7 +106,9 @@ class Sizes:
     request_gap: float
 
 
-def plan(rows: Rows, part: str, split: np.ndarray, sizes: Sizes, log_end: int = 0, until: int | None = None) -> Plan:
+def plan_sessions(
+    rows: ShownRows, part: str, split: np.ndarray, sizes: SessionSizes, log_end: int = 0, until: int | None = None
+) -> SessionPlan:
     """Plan the sessions of a part.
 
     A session is terminated if the part's rows show that the user stayed away for longer than the gap: the user has a
@@ -142,7 +143,7 @@ def plan(rows: Rows, part: str, split: np.ndarray, sizes: Sizes, log_end: int = 
         terminated = log_end - rows.ended[last] > sizes.session_gap * MINUTE_MS
         terminated[:-1] |= rows.user[last[:-1]] == rows.user[begin[1:]]
     past_first, past_end = (np.searchsorted(past, edge[own[first]]) for edge in (rows.begin, rows.since))
-    return Plan(part, own, past, request_first, session_first, past_first, past_end, terminated)
+    return SessionPlan(part, own, past, request_first, session_first, past_first, past_end, terminated)
 
 
 class Requests(NamedTuple):
@@ -156,40 +157,24 @@ class Requests(NamedTuple):
       exposed: [r, K] int32 item rows, −1 where fewer were shown.
     """
 
-    plan: Plan
+    plan: SessionPlan
     row: np.ndarray
     shown: np.ndarray
     mask: np.ndarray
     exposed: np.ndarray
 
 
-@dataclasses.dataclass
-class Bucket:
-    """All rows of some users; a reader adds what their sessions need of the whole log.
-
-    Attributes:
-      rows: the rows.
-      sizes: how they become sessions.
-      pools: {part: items by the day from which they are candidates}.
-    """
-
-    rows: Rows
-    sizes: Sizes
-    pools: Mapping[str, Pool]
+class Lookup(Protocol):
+    """What the sessions of some users need of the whole log."""
 
     def candidates(self, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
         """Return candidates [r, C] int32 of requests, and the positions [r, K] int32 of what was shown among them."""
-        key, day = self.rows.key[requests.row], self.rows.day[requests.row]
-        return self.pools[requests.plan.part].sample(key, day, requests.exposed, self.sizes.candidates)
 
     def propensities(self, requests: Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return log-propensities [r] float32 of the slates, NaN if unknown, and scores [r, C] or None."""
-        known = -np.log(self.sizes.candidates) if requests.plan.part in RANDOM else np.nan
-        return np.full(len(slate), known, np.float32), None
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return features [m, Du] float32 of the users of rows [m]."""
-        raise NotImplementedError
 
     def context(self, row: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Return features [r, Dx − 1] of the requests that start at rows [r], without the position in the session.
@@ -198,9 +183,36 @@ class Bucket:
           row: the rows.
           away: [r, 1] log1p of the hours since the user's last item, over its maximum (a week or more, or none).
         """
-        raise NotImplementedError
 
-    def gather(self, plan: Plan, which: np.ndarray) -> Sessions:
+
+def sample_candidates(
+    rows: ShownRows, pool: CandidatePool, requests: Requests, candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `Lookup.candidates` where none are logged: what was shown, and others of the pool's items of the day."""
+    return pool.sample(rows.key[requests.row], rows.day[requests.row], requests.exposed, candidates)
+
+
+def unlogged_propensities(requests: Requests, candidates: int) -> tuple[np.ndarray, None]:
+    """Return `Lookup.propensities` where none are logged: unknown, or those of slates that were drawn at random."""
+    known = -np.log(candidates) if requests.plan.part in RANDOM else np.nan
+    return np.full(len(requests.row), known, np.float32), None
+
+
+@dataclasses.dataclass
+class UserBucket:
+    """All rows of some users.
+
+    Attributes:
+      rows: the rows.
+      sizes: how they become sessions.
+      lookup: what the sessions need of the whole log.
+    """
+
+    rows: ShownRows
+    sizes: SessionSizes
+    lookup: Lookup
+
+    def gather(self, plan: SessionPlan, which: np.ndarray) -> Sessions:
         """Return the sessions [m] of a plan, in the given order."""
         rows, start = self.rows, plan.session_first[which]
         lengths = plan.session_first[which + 1] - start
@@ -211,18 +223,18 @@ class Bucket:
         shown = plan.own[np.where(mask, position, position[:, :1])]
         exposed = np.where(mask, rows.item[shown], -1).astype(np.int32)
         requests = Requests(plan, shown[:, 0], shown, mask, exposed)
-        candidates, slate = self.candidates(requests)
-        log_propensity, scores = self.propensities(requests, slate)
+        candidates, slate = self.lookup.candidates(requests)
+        log_propensity, scores = self.lookup.propensities(requests, slate)
         feedback = rows.feedback[shown]
         feedback[~mask] = 0.0
         begin = plan.own[plan.request_first[start]]
-        context = [self.context(requests.row, self._away(plan, number, requests.row))]
+        context = [self.lookup.context(requests.row, self._away(plan, number, requests.row))]
         context.append(np.log1p(number - np.repeat(start, lengths))[:, None])
         terminated = plan.terminated[which]
         return Sessions(
             user_id=rows.user[begin],
             date=rows.day[begin],
-            profile=self.profile(begin),
+            profile=self.lookup.profile(begin),
             **self._history(plan, start),
             terminated=terminated,
             truncated=~terminated,
@@ -235,7 +247,7 @@ class Bucket:
             scores=scores,
         )
 
-    def _history(self, plan: Plan, request: np.ndarray) -> dict[str, np.ndarray]:
+    def _history(self, plan: SessionPlan, request: np.ndarray) -> dict[str, np.ndarray]:
         """Return the history fields of sessions that begin with requests [m]."""
         index = plan.past_end[request][:, None] + np.arange(-self.sizes.history, 0)
         mask = index >= plan.past_first[request][:, None]
@@ -244,7 +256,7 @@ class Bucket:
         videos[~mask], feedback[~mask] = 0, 0.0
         return {"history_videos": videos, "history_feedback": feedback, "history_mask": mask}
 
-    def _away(self, plan: Plan, request: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def _away(self, plan: SessionPlan, request: np.ndarray, row: np.ndarray) -> np.ndarray:
         end = plan.past_end[request]
         before = plan.past[np.maximum(end - 1, 0)] if len(plan.past) else row
         hours = (self.rows.time[row] - self.rows.time[before]) / HOUR_MS

@@ -40,7 +40,7 @@ def _draw(key: np.ndarray, count: int, size: np.ndarray) -> np.ndarray:
     return bits.view(np.int64)
 
 
-class Pool:
+class CandidatePool:
     """The videos that are live on each day: those whose first day is not after that day."""
 
     def __init__(self, videos: np.ndarray, days: np.ndarray):
@@ -127,17 +127,17 @@ class Pool:
             todo, count = todo[~enough], count * 2
 
 
-def make_pool(live_from: np.ndarray, never: int) -> Pool:
+def make_pool(live_from: np.ndarray, never: int) -> CandidatePool:
     """Return the pool of item rows [V] by the day from which each is live, int32; rows with `never` are left out."""
     order = order_of(live_from)
     days = live_from[order]
     size = int(np.searchsorted(days, never))
-    return Pool(order[:size].astype(np.int32), days[:size])
+    return CandidatePool(order[:size].astype(np.int32), days[:size])
 
 
-def read_pool(path: pathlib.Path) -> Pool:
+def read_pool(path: pathlib.Path) -> CandidatePool:
     """Read a pool written by `Pool.save`, as read-only memory maps."""
-    return Pool(np.load(f"{path}-videos.npy", mmap_mode="r"), np.load(f"{path}-days.npy", mmap_mode="r"))
+    return CandidatePool(np.load(f"{path}-videos.npy", mmap_mode="r"), np.load(f"{path}-days.npy", mmap_mode="r"))
 
 
 def _place(key: np.ndarray, found: np.ndarray, exposed: np.ndarray) -> np.ndarray:

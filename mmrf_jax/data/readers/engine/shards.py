@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.data import records
-from mmrf_jax.data.readers.engine.build import Bucket, Plan
+from mmrf_jax.data.readers.engine.build import SessionPlan, UserBucket
 from mmrf_jax.data.readers.engine.tasks import appearing
 from mmrf_jax.data.session_log import InputSpec
 
@@ -20,12 +20,14 @@ _OPTIONS = "group_size:1,zstd:1"
 COUNTS = ("users", "sessions", "requests", "exposures", "terminated")
 
 
-def name(shard: int, shards: int) -> str:
+def shard_name(shard: int, shards: int) -> str:
     """Return the file name of a shard."""
     return f"sessions-{shard:05d}-of-{shards:05d}.array_record"
 
 
-def write(path: pathlib.Path, bucket: Bucket | None, plan: Plan | None, spec: InputSpec) -> dict[str, Any]:
+def write_shard(
+    path: pathlib.Path, bucket: UserBucket | None, plan: SessionPlan | None, spec: InputSpec
+) -> dict[str, Any]:
     """Write the sessions of a plan as a shard; None for no rows at all.
 
     Returns:
@@ -39,14 +41,14 @@ def write(path: pathlib.Path, bucket: Bucket | None, plan: Plan | None, spec: In
             for start in range(0, plan.num_sessions, step):
                 log = bucket.gather(plan, np.arange(start, min(start + step, plan.num_sessions)))
                 log.validate(spec)
-                block = records.pack(log, spec)
+                block = records.pack_sessions(log, spec)
                 writer.write(block)
                 digest.update(block)
         writer.close()
     return _counts(bucket, plan) | {"digest": digest.hexdigest()}
 
 
-def _counts(bucket: Bucket | None, plan: Plan | None) -> dict[str, Any]:
+def _counts(bucket: UserBucket | None, plan: SessionPlan | None) -> dict[str, Any]:
     if bucket is None or plan is None:
         return {**dict.fromkeys(COUNTS, 0), "when": None}
     users, times = bucket.rows.user[plan.own], bucket.rows.time[plan.own]
@@ -61,11 +63,13 @@ def _counts(bucket: Bucket | None, plan: Plan | None) -> dict[str, Any]:
     return {**dict(zip(COUNTS, found, strict=True)), "when": when}
 
 
-def finish(folder: pathlib.Path, shards: Sequence[dict[str, Any]], spec: InputSpec, scores: bool) -> dict[str, int]:
-    """Write the manifest of a part and return its counts; `shards` are what `write` returned, in order."""
+def finish_part(
+    folder: pathlib.Path, shards: Sequence[dict[str, Any]], spec: InputSpec, scores: bool
+) -> dict[str, int]:
+    """Write the manifest of a part and return its counts; `shards` are what `write_shard` returned, in order."""
     totals = {key: sum(shard[key] for shard in shards) for key in COUNTS}
     files = [
-        {"name": name(i, len(shards)), "sessions": shard["sessions"], "requests": shard["requests"]}
+        {"name": shard_name(i, len(shards)), "sessions": shard["sessions"], "requests": shard["requests"]}
         for i, shard in enumerate(shards)
     ]
     for path in folder.glob(".*"):  # of tasks that were killed

@@ -8,8 +8,8 @@ Child processes are started as `python -m` of this module, not by `multiprocessi
 module again in each, and leave them running if the caller is killed. These end when the pipe with their tasks closes.
 
 The external sort orders a frame of any size by an integer key. The frame is written as runs, one file per piece sorted
-in memory. `cut` divides the keys so that about as many rows lie between any two cuts, and `read_part` collects the rows
-of all runs between two cuts. Rows of one key stay together.
+in memory. `cut_runs` divides the keys so that about as many rows lie between any two cuts, and `read_part` collects the
+rows of all runs between two cuts. Rows of one key stay together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.io import extras, files
-from mmrf_jax.io.progress import say
+from mmrf_jax.io.progress import Counter, say
 
 #: Default limit. Each further process takes about 0.7 GiB; with two the 32 million videos of 27K fit into 4 GiB.
 MOST_WORKERS = 2
@@ -42,7 +42,7 @@ _BATCH_ROWS = 16_384  # smallest number of rows to read from a file
 _SAMPLES = 1_024  # keys sampled per part, to place the cuts
 
 
-class Job:
+class TaskJob:
     """What to prepare and where, sent to the processes that run tasks: a frozen dataclass with the folder `work`.
 
     Attributes:
@@ -60,7 +60,7 @@ class Job:
         return sorted((self.work / stage).glob(f"*.{suffix}"))
 
     def cuts(self, name: str) -> np.ndarray:
-        """Return the output of `cut` that was saved under a name."""
+        """Return the output of `cut_runs` that was saved under a name."""
         return np.load(self.work / f"{name}.npy")
 
     def parts(self, name: str) -> int:
@@ -70,7 +70,7 @@ class Job:
     def cut(self, name: str, of: str, key: str, rows: int) -> None:
         """Cut the outputs of a stage into parts of about `rows` rows and save the cuts, unless they are there."""
         if not (self.work / f"{name}.npy").exists():
-            save_array(self.work / f"{name}.npy", cut(self.made(of), key, rows))
+            publish_array(self.work / f"{name}.npy", cut_runs(self.made(of), key, rows))
 
     def read(self, name: str) -> Any:
         """Read a JSON file of the work folder."""
@@ -89,13 +89,13 @@ def appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary.rename(path)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def publish_json(path: pathlib.Path, value: Any) -> None:
     """Write a JSON file atomically."""
     with appearing(path) as temporary:
         temporary.write_text(json.dumps(value))
 
 
-def save_array(path: pathlib.Path, value: np.ndarray) -> None:
+def publish_array(path: pathlib.Path, value: np.ndarray) -> None:
     """Write an npy file atomically; `path` ends in .npy."""
     with appearing(path) as temporary, open(temporary, "wb") as f:
         np.save(f, value)
@@ -104,15 +104,11 @@ def save_array(path: pathlib.Path, value: np.ndarray) -> None:
 #: A function of a job, of the class that it needs, and a number.
 Task = Callable[[Any, int], None]
 #: Runs a task for each of some numbers, in any order; `done` receives how many have ended.
-Engine = Callable[[Task, Job, Sequence[int], Callable[[int], None]], None]
-
-
-#: As `io.progress.counted`: a function of (phase, total, done before) that returns what receives the number done.
-Progress = Callable[..., Callable[[int], None]]
+Engine = Callable[[Task, TaskJob, Sequence[int], Callable[[int], None]], None]
 
 
 def run_stage(
-    job: Job, engine: Engine, progress: Progress, name: str, task: Task, count: int, suffix: str = "json"
+    job: TaskJob, engine: Engine, progress: Counter, name: str, task: Task, count: int, suffix: str = "json"
 ) -> None:
     """Run the tasks 0 … `count` − 1 of a stage whose output with the suffix is missing."""
     (job.work / name).mkdir(parents=True, exist_ok=True)
@@ -124,7 +120,7 @@ def run_stage(
 
 
 @contextlib.contextmanager
-def alone(work: pathlib.Path) -> Iterator[None]:
+def held_alone(work: pathlib.Path) -> Iterator[None]:
     """Hold the work folder for this process alone; wait for another that holds it, and may `discard` it."""
     patience = 0.0
     with contextlib.ExitStack() as stack:
@@ -148,7 +144,7 @@ def discard(work: pathlib.Path) -> None:
     shutil.rmtree(gone)
 
 
-def make(
+def make_folder(
     folder: pathlib.Path, key: str, engine: Engine | None, run: Callable[[pathlib.Path, Engine], pathlib.Path]
 ) -> None:
     """Make a folder, complete or not at all; after a stop, the same call runs the missing tasks.
@@ -156,18 +152,18 @@ def make(
     Args:
       folder: the folder; nothing is done if it exists.
       key: digits that differ if the folder would differ.
-      engine: runs the tasks; None for `processes()`.
+      engine: runs the tasks; None for `worker_processes()`.
       run: makes the folder within a work folder, and returns its path.
 
     Raises:
       ValueError: as `run`; nothing is left then, since to go on cannot help: tables or settings must change.
     """
     work = folder.with_name(f".{folder.name}.unfinished-{key}")
-    with alone(work):
+    with held_alone(work):
         if not folder.exists():  # another process may have made it meanwhile
             try:
                 with contextlib.ExitStack() as stack:
-                    run(work, engine or stack.enter_context(processes())).rename(folder)
+                    run(work, engine or stack.enter_context(worker_processes())).rename(folder)
             except ValueError:
                 discard(work)
                 raise
@@ -180,7 +176,7 @@ def default_workers() -> int:
 
 
 @contextlib.contextmanager
-def processes(workers: int | None = None) -> Iterator[Engine]:
+def worker_processes(workers: int | None = None) -> Iterator[Engine]:
     """Return a context with an engine of child processes; a single task runs in this process.
 
     Args:
@@ -191,7 +187,7 @@ def processes(workers: int | None = None) -> Iterator[Engine]:
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         threads = ThreadPoolExecutor(workers)
 
-        def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
+        def engine(task: Task, job: TaskJob, todo: Sequence[int], done: Callable[[int], None]) -> None:
             if workers == 1 or (len(todo) == 1 and idle.empty()):  # no need to start processes
                 for ended, i in enumerate(todo, 1):
                     task(job, i)
@@ -235,7 +231,7 @@ class _Worker:
         self._process.kill()
         self._process.communicate()
 
-    def run(self, task: Task, job: Job, i: int) -> None:
+    def run(self, task: Task, job: TaskJob, i: int) -> None:
         """Run a task; raise what the task raised, or ChildProcessError if the process ended."""
         assert self._process.stdin and self._process.stdout
         try:
@@ -264,7 +260,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def pipelines(options: Sequence[str] = ()) -> Engine:
+def beam_pipelines(options: Sequence[str] = ()) -> Engine:
     """Return an engine of Apache Beam, which is an extra; each stage is a pipeline.
 
     Tasks of a stage are distributed, and repeated if a machine is lost.
@@ -279,7 +275,7 @@ def pipelines(options: Sequence[str] = ()) -> Engine:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
 
-    def engine(task: Task, job: Job, todo: Sequence[int], done: Callable[[int], None]) -> None:
+    def engine(task: Task, job: TaskJob, todo: Sequence[int], done: Callable[[int], None]) -> None:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
             tasks = pipeline | beam.Create(list(todo)) | beam.Reshuffle()
             tasks | beam.Map(lambda i: task(job, i))
@@ -295,7 +291,7 @@ def write_run(frame: pl.DataFrame, path: pathlib.Path) -> None:
         frame.write_ipc(temporary, compression="lz4", record_batch_size=_BATCH_ROWS)
 
 
-def cut(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
+def cut_runs(runs: Sequence[pathlib.Path], key: str, rows: int) -> np.ndarray:
     """Cut runs into parts of about `rows` rows, or of one key if it has more.
 
     Returns:
@@ -321,7 +317,7 @@ def read_column(files: Sequence[pathlib.Path], name: str) -> pl.Series:
 
 
 def read_part(runs: Sequence[pathlib.Path], cuts: np.ndarray, part: int) -> pl.DataFrame:
-    """Read all rows of a part: run after run, each in its order; see `cut` for `cuts`."""
+    """Read all rows of a part: run after run, each in its order; see `cut_runs` for `cuts`."""
     bounds = [(run, int(start), int(end)) for run, (start, end) in zip(runs, cuts[:, part : part + 2], strict=True)]
     filled = [of for of in bounds if of[2] > of[1]] or bounds[:1]
     pieces = pl.collect_all([pl.scan_ipc(run, glob=False).slice(start, end - start) for run, start, end in filled])

@@ -10,8 +10,9 @@ import polars as pl
 
 from mmrf_jax.data import sessions
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.frame import columns, features, sampling
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.engine.candidates import CandidatePool
+from mmrf_jax.data.readers.frame import columns, datetimes, features, sampling
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 #: Features of a request in addition to the columns of the context: hour (sine, cosine), absence, and position.
@@ -19,10 +20,13 @@ CONTEXT = 4
 
 
 @dataclasses.dataclass
-class Bucket(build.Bucket):
-    """All rows of some users, and what their sessions need of the whole log.
+class FrameLookup:
+    """What the sessions of some users need of a table (`build.Lookup`).
 
     Attributes:
+      rows: of the users.
+      num_candidates: C.
+      pool: items by the day from which they are candidates.
       frame: the rows' columns.
       propensity: [n] float64; None if the log has none.
       lists: item rows of the candidate lists of all rows, see `Lists`; None if the log has none.
@@ -32,23 +36,26 @@ class Bucket(build.Bucket):
       notes: takes counts.
     """
 
+    rows: build.ShownRows
+    num_candidates: int
+    pool: CandidatePool
     frame: pl.DataFrame
     propensity: np.ndarray | None
     lists: Lists | None
     profiles: np.ndarray
-    encoders: Sequence[features.Encoder]
+    encoders: Sequence[features.ColumnEncoder]
     schema: Schema
     notes: Notes
 
     def candidates(self, requests: build.Requests) -> tuple[np.ndarray, np.ndarray]:
         """Return the logged candidates, or sampled ones."""
-        sampled = super().candidates(requests)
+        sampled = build.sample_candidates(self.rows, self.pool, requests, self.num_candidates)
         if self.lists is None:
             return sampled
         flat, lengths = self.lists.of(requests.row)
-        sampling.note_lengths(lengths, self.sizes.candidates, self.notes)
+        sampling.note_lengths(lengths, self.num_candidates, self.notes)
         self._check_lists(flat, lengths, requests)
-        return sampling.listed(flat, lengths, requests.exposed, sampled[0], self.rows.key[requests.row])
+        return sampling.listed_candidates(flat, lengths, requests.exposed, sampled[0], self.rows.key[requests.row])
 
     def _check_lists(self, flat: np.ndarray, lengths: np.ndarray, requests: build.Requests) -> None:
         """Raise ValueError for a list without a shown item."""
@@ -68,9 +75,11 @@ class Bucket(build.Bucket):
     def propensities(self, requests: build.Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the logged propensities of slates, and scores that give them."""
         if self.propensity is None:
-            return super().propensities(requests, slate)
+            return build.unlogged_propensities(requests, self.num_candidates)
         each = np.where(requests.mask, self.propensity[requests.shown], 1.0)
-        return np.log(each).sum(axis=1).astype(np.float32), sampling.scores_of(each, slate, self.sizes.candidates)
+        return np.log(each).sum(axis=1).astype(np.float32), sampling.plackett_luce_scores(
+            each, slate, self.num_candidates
+        )
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return the features of users."""
@@ -78,7 +87,7 @@ class Bucket(build.Bucket):
 
     def context(self, row: np.ndarray, away: np.ndarray) -> np.ndarray:
         """Return sine and cosine of the hour, the absence, and the columns of the context."""
-        angle = columns.hours(self.rows.time[row], self.schema.time_zone) * (2 * np.pi / 24)
+        angle = datetimes.hours_of(self.rows.time[row], self.schema.time_zone) * (2 * np.pi / 24)
         parts = [np.stack([np.sin(angle), np.cos(angle)], axis=1), away]
         for encoder in self.encoders:
             column = self.frame[f"c{self.schema.context.index(encoder.name)}"]

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax import types
-from mmrf_jax.data.readers.frame import columns, features, tables
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame import cells, columns, features, tables
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 
-def read_table(
+def table_with_ids(
     table: pl.DataFrame | None, name: str, used: pl.Series, what: str, notes: Notes, listed: pl.Series | None = None
 ) -> tuple[pl.DataFrame | None, np.ndarray]:
     """Return a table of items or users with its ids, once each, and all ids in order: row 0 is an unknown one.
@@ -33,7 +33,7 @@ def read_table(
     every = [used]
     if table is not None:
         tables.check_names(table.columns, {what: name}, f"{what} table")
-        known = columns.ids(table[name])
+        known = cells.to_ids(table[name])
         if known.dtype != used.dtype:
             raise ValueError(
                 f"column {name!r} has type {used.dtype} in the log and {known.dtype} in the {what} table; use one type"
@@ -81,7 +81,7 @@ def find_rows(column: pl.Series, path: pathlib.Path) -> np.ndarray:
     return rows.cast(pl.Int32).to_numpy()
 
 
-def rows_of(column: pl.Series, ids: np.ndarray) -> np.ndarray:
+def rows_of_ids(column: pl.Series, ids: np.ndarray) -> np.ndarray:
     """Return rows [n] int32 of ids; all are known."""
     if column.dtype == pl.String:
         kind = pl.Enum(ids[1:].tolist())
@@ -99,7 +99,7 @@ class ItemTable(NamedTuple):
     """
 
     items: types.Items
-    encoders: list[features.Encoder]
+    encoders: list[features.ColumnEncoder]
     vocabularies: dict[str, np.ndarray]
 
 
@@ -109,7 +109,7 @@ def build_items(
     """Return the item table; everything is fitted on items shown in training.
 
     Args:
-      table: as `read_table` returns it.
+      table: as `table_with_ids` returns it.
       ids: [V] of all items.
       seconds: [V] float32 lengths in the log, 0 where it has none.
       in_train: [V] bool.
@@ -121,7 +121,7 @@ def build_items(
     place = {"author": np.zeros(size, np.int32), "tag": np.zeros(size, np.int32)}
     vocabularies = {name: np.zeros(0, np.str_) for name in place}
     if table is not None:
-        row = rows_of(table[schema.item], ids)
+        row = rows_of_ids(table[schema.item], ids)
         if schema.duration and schema.duration in table.columns:
             unit = columns.duration_unit(table[schema.duration], schema, notes)
             columns.check_durations(table[schema.duration], unit)
@@ -129,8 +129,8 @@ def build_items(
             seconds = seconds.copy()
             seconds[row] = np.maximum(seconds[row], found.astype(np.float32))
         names = [name for name in table.columns if name not in {schema.item, schema.author, schema.tag}]
-        encoders = features.fit(table, names, in_train[row], notes, "item")
-        encoded = features.encode(table, encoders)
+        encoders = features.fit_encoders(table, names, in_train[row], notes, "item")
+        encoded = features.encode_table(table, encoders)
         values = np.zeros((size, encoded.shape[1]), np.float32)
         values[row] = encoded
         for name, column in (("author", schema.author), ("tag", schema.tag)):
@@ -165,14 +165,14 @@ def _vocabulary(column: pl.Series, in_train: np.ndarray) -> tuple[np.ndarray, np
 
 def build_profiles(
     table: pl.DataFrame | None, ids: np.ndarray, in_train: np.ndarray, schema: Schema, notes: Notes
-) -> tuple[np.ndarray, list[features.Encoder]]:
+) -> tuple[np.ndarray, list[features.ColumnEncoder]]:
     """Return features [U, Du] of users and their encoders, fitted on the users `in_train` [U] bool."""
     if table is None:
         return np.zeros((len(ids), 0), np.float32), []
-    place = rows_of(table[schema.user], ids)
+    place = rows_of_ids(table[schema.user], ids)
     names = [name for name in table.columns if name != schema.user]
-    encoders = features.fit(table, names, in_train[place], notes, "user")
-    encoded = features.encode(table, encoders)
+    encoders = features.fit_encoders(table, names, in_train[place], notes, "user")
+    encoded = features.encode_table(table, encoders)
     values = np.zeros((len(ids), encoded.shape[1]), np.float32)
     values[place] = encoded
     return values, encoders

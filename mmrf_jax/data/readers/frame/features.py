@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 
 MAX_ONE_HOT = 32
 _HEAVY_TAIL = 1.0  # standard deviations over mean, above which counts enter as log1p
@@ -21,7 +21,7 @@ _DAY_MS = 86_400_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class ColumnEncoder:
     """How a column becomes features.
 
     Attributes:
@@ -66,7 +66,9 @@ class Encoder:
         return out
 
 
-def fit(frame: pl.DataFrame, names: list[str], in_train: np.ndarray, notes: Notes, what: str) -> list[Encoder]:
+def fit_encoders(
+    frame: pl.DataFrame, names: list[str], in_train: np.ndarray, notes: Notes, what: str
+) -> list[ColumnEncoder]:
     """Fit encoders of columns on the rows `in_train` [n] bool; names the columns that cannot be features."""
     found = []
     for name in names:
@@ -78,7 +80,7 @@ def fit(frame: pl.DataFrame, names: list[str], in_train: np.ndarray, notes: Note
     return found
 
 
-def encode(frame: pl.DataFrame, encoders: list[Encoder]) -> np.ndarray:
+def encode_table(frame: pl.DataFrame, encoders: list[ColumnEncoder]) -> np.ndarray:
     """Encode a table as features [n, D] float32.
 
     Raises:
@@ -104,7 +106,7 @@ def prepared(column: pl.Series) -> pl.Series:
     return column
 
 
-def _fit(column: pl.Series, in_train: np.ndarray) -> Encoder | str:
+def _fit(column: pl.Series, in_train: np.ndarray) -> ColumnEncoder | str:
     name, kind, train = column.name, column.dtype, column.filter(pl.Series(in_train))
     if not train.is_not_null().any():
         return "it is empty in the training days"
@@ -116,7 +118,7 @@ def _fit(column: pl.Series, in_train: np.ndarray) -> Encoder | str:
                 return f"its vectors have {shortest} to {longest} numbers"
             return _standardised(name, "vector", _values(train, "vector"), longest)
         tokens = train.explode(empty_as_null=False, keep_nulls=False).cast(pl.String)
-        return Encoder(name, "categories", vocabulary=_frequent(tokens))
+        return ColumnEncoder(name, "categories", vocabulary=_frequent(tokens))
     if kind.is_numeric() or kind == pl.Boolean:
         values = _values(train, "number")
         positive = values[np.isfinite(values)]
@@ -128,7 +130,7 @@ def _fit(column: pl.Series, in_train: np.ndarray) -> Encoder | str:
         texts = train.cast(pl.String).drop_nulls()
         if (different := texts.n_unique()) > max(MAX_ONE_HOT, len(texts) // 2):
             return f"{different:,} different texts of {len(texts):,}"
-        return Encoder(name, "category", vocabulary=_frequent(texts))
+        return ColumnEncoder(name, "category", vocabulary=_frequent(texts))
     return f"its type is {kind}"
 
 
@@ -161,11 +163,11 @@ def _values(column: pl.Series, kind: str) -> np.ndarray:
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def _standardised(name: str, kind: str, values: np.ndarray, width: int) -> Encoder:
+def _standardised(name: str, kind: str, values: np.ndarray, width: int) -> ColumnEncoder:
     finite = np.where(np.isfinite(values), values, np.nan)
     known = np.isfinite(finite).any(axis=0)
     mean = np.where(known, np.nanmean(np.where(known, finite, 0.0), axis=0), 0.0)
     std = np.where(known, np.nanstd(np.where(known, finite, 0.0), axis=0), 1.0)
     std = np.where(std > 1e-6, std, 1.0)
     assert len(mean) == width
-    return Encoder(name, kind, tuple(mean.tolist()), tuple(std.tolist()))
+    return ColumnEncoder(name, kind, tuple(mean.tolist()), tuple(std.tolist()))

@@ -13,16 +13,16 @@ import polars as pl
 
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards
-from mmrf_jax.data.readers.engine.tasks import write_json
-from mmrf_jax.data.readers.frame import catalogue, columns, features, requests, sampling
+from mmrf_jax.data.readers.engine.tasks import publish_json
+from mmrf_jax.data.readers.frame import catalogue, datetimes, features, requests, sampling
 from mmrf_jax.data.readers.frame.build import CONTEXT
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.data.splits import RANDOM, SPLITS
 from mmrf_jax.schema import Schema
 
 if TYPE_CHECKING:
-    from mmrf_jax.data.readers.frame.prepare import Job
+    from mmrf_jax.data.readers.frame.prepare import FrameJob
 
 
 _LATEST = {"asked": 2**62, "day": 99991231}  # of items and users that were never shown but at random
@@ -30,10 +30,10 @@ _LATEST = {"asked": 2**62, "day": 99991231}  # of items and users that were neve
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """The results of `fit`.
+    """The results of `fit_log`.
 
     Attributes:
-      spec: sizes; without users, see `finish`.
+      spec: sizes; without users, see `finish_log`.
       items: the items, their encoders and vocabularies.
       item_ids, user_ids: [V], [U].
       profiles: [U, Du].
@@ -45,12 +45,12 @@ class Fitted:
     item_ids: np.ndarray
     user_ids: np.ndarray
     profiles: np.ndarray
-    user_encoders: list[features.Encoder]
-    context_encoders: list[features.Encoder]
+    user_encoders: list[features.ColumnEncoder]
+    context_encoders: list[features.ColumnEncoder]
 
 
-def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes: Notes) -> Fitted:
-    """Fit everything on the training part, from the facts of `prepare.order`; write what `prepare.write` reads.
+def fit_log(job: FrameJob, items: pl.DataFrame | None, users: pl.DataFrame | None, notes: Notes) -> Fitted:
+    """Fit everything on the training part, from the facts of `order_bucket`; write what `write_bucket` reads.
 
     Raises:
       ValueError: for a log without usable rows, or one that cannot be split or ranked.
@@ -58,12 +58,12 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     schema, made = job.schema, job.read_all("order")
     days = [day for of in made for day in of["days"]]
     _check_usable(job, any(of["rows"] for of in made), bool(days), notes)
-    times = requests.Times([np.load(path, mmap_mode="r") for path in job.made("times", "npy")])
-    split = requests.cut(times, _rows_of_days(days), schema)
+    times = requests.SortedTimes([np.load(path, mmap_mode="r") for path in job.made("times", "npy")])
+    split = requests.cut_parts(times, _rows_of_days(days), schema)
     by_item, by_user = (_facts(job, name) for name in ("item", "user"))
-    item_table, item_ids = catalogue.read_table(items, schema.item, by_item["item"], "item", notes, _listed(job))
-    user_table, user_ids = catalogue.read_table(users, schema.user, by_user["user"], "user", notes)
-    slate = requests.largest([of["extent"] for of in made if of["extent"]], schema, notes)
+    item_table, item_ids = catalogue.table_with_ids(items, schema.item, by_item["item"], "item", notes, _listed(job))
+    user_table, user_ids = catalogue.table_with_ids(users, schema.user, by_user["user"], "user", notes)
+    slate = requests.largest_slate([of["extent"] for of in made if of["extent"]], schema, notes)
     trained_items, shown = _in_train(by_item, "item", item_ids, split)
     trained_users, _ = _in_train(by_user, "user", user_ids, split)
     seconds = np.zeros(len(item_ids), np.float32)
@@ -71,12 +71,12 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
         seconds[shown] = np.maximum(by_item["duration"].fill_null(0.0).to_numpy(), 0.0)
     table = catalogue.build_items(item_table, item_ids, seconds, trained_items, schema, notes)
     profiles, user_encoders = catalogue.build_profiles(user_table, user_ids, trained_users, schema, notes)
-    count = sampling.number(max(of["longest"] for of in made), len(item_ids) - 1, slate, schema, notes)
+    count = sampling.choose_num_candidates(max(of["longest"] for of in made), len(item_ids) - 1, slate, schema, notes)
     since = np.zeros(len(item_ids), np.int32)
     if item_table is not None and schema.available:
-        uploaded = columns.dates(item_table[schema.available]).fill_null(0).to_numpy()
-        since[catalogue.rows_of(item_table[schema.item], item_ids)] = uploaded
-    pool = sampling.available(shown, by_item["live"].to_numpy(), since, count)
+        uploaded = datetimes.to_days(item_table[schema.available]).fill_null(0).to_numpy()
+        since[catalogue.rows_of_ids(item_table[schema.item], item_ids)] = uploaded
+    pool = sampling.available_pool(shown, by_item["live"].to_numpy(), since, count)
     context = _fit_context(job, split, notes)
     propensities = all(of["propensities"] for of in made if of["rows"])
     _note_missing(schema, bool(job.made("listed")), count, notes)
@@ -97,7 +97,7 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     catalogue.save_ids(user_ids, job.work / "user_ids")
     np.save(job.work / "profiles.npy", profiles)
     pool.save(job.work / "pool")
-    write_json(
+    publish_json(
         job.work / "fitted.json",
         {
             "spec": dataclasses.asdict(spec),
@@ -110,7 +110,7 @@ def fit(job: Job, items: pl.DataFrame | None, users: pl.DataFrame | None, notes:
     return Fitted(spec, table, item_ids, user_ids, profiles, user_encoders, context)
 
 
-def _check_usable(job: Job, some: bool, usual: bool, notes: Notes) -> None:
+def _check_usable(job: FrameJob, some: bool, usual: bool, notes: Notes) -> None:
     """Raise ValueError for a log without usable rows, or with random ones alone."""
     if not some:
         raise ValueError(f"none of the {job.log.rows:,} rows of the log can be used: {notes.left_out}; see the schema")
@@ -129,7 +129,7 @@ def _rows_of_days(days: Sequence[tuple[int, int, int]]) -> dict[int, int]:
     return found
 
 
-def _facts(job: Job, of: str) -> pl.DataFrame:
+def _facts(job: FrameJob, of: str) -> pl.DataFrame:
     """Return the facts of all buckets about items or users, one row each, in the order of their ids."""
     every = pl.concat([pl.scan_ipc(path, glob=False) for path in job.made(f"{of}s")])
     there = every.collect_schema().names()
@@ -138,7 +138,7 @@ def _facts(job: Job, of: str) -> pl.DataFrame:
     return every.group_by(of).agg(least).sort(of).collect(engine="streaming")
 
 
-def _listed(job: Job) -> pl.Series | None:
+def _listed(job: FrameJob) -> pl.Series | None:
     """Return the different ids of all candidate lists; None for no lists."""
     if not job.made("listed"):
         return None
@@ -146,15 +146,17 @@ def _listed(job: Job) -> pl.Series | None:
     return every.unique().collect(engine="streaming")["id"]
 
 
-def _in_train(facts: pl.DataFrame, of: str, ids: np.ndarray, split: requests.Split) -> tuple[np.ndarray, np.ndarray]:
+def _in_train(
+    facts: pl.DataFrame, of: str, ids: np.ndarray, split: requests.SplitRule
+) -> tuple[np.ndarray, np.ndarray]:
     """Return which ids [n] are in training, and the rows [m] of those of the facts."""
-    rows = catalogue.rows_of(facts[of], ids)
+    rows = catalogue.rows_of_ids(facts[of], ids)
     out = np.zeros(len(ids), bool)
     out[rows] = split.of(*(facts[name].fill_null(_LATEST[name]).to_numpy() for name in ("asked", "day"))) == 0
     return out, rows
 
 
-def _fit_context(job: Job, split: requests.Split, notes: Notes) -> list[features.Encoder]:
+def _fit_context(job: FrameJob, split: requests.SplitRule, notes: Notes) -> list[features.ColumnEncoder]:
     """Return the encoders of the context's columns, fitted on about a million rows of the training part."""
     schema = job.schema
     if not schema.context:
@@ -162,10 +164,12 @@ def _fit_context(job: Job, split: requests.Split, notes: Notes) -> list[features
     some = pl.concat([pl.scan_ipc(path, glob=False) for path in job.made("context")]).collect()
     in_train = split.of(some["asked"].to_numpy(), some["day"].to_numpy()) == 0
     named = some.rename({f"c{i}": name for i, name in enumerate(schema.context)})
-    return features.fit(named, list(schema.context), in_train, notes, "context")
+    return features.fit_encoders(named, list(schema.context), in_train, notes, "context")
 
 
-def _last_times(split: requests.Split, times: requests.Times, days: Sequence[tuple[int, int, int]]) -> dict[str, int]:
+def _last_times(
+    split: requests.SplitRule, times: requests.SortedTimes, days: Sequence[tuple[int, int, int]]
+) -> dict[str, int]:
     """Return the last time of each part; 0 for an empty one. `days` are (day, rows, last time)."""
     if split.by == "time":
         edges = (times.first, *split.bounds, times.last + 1)
@@ -209,7 +213,7 @@ def describe_signals(feedback: np.ndarray, in_train: np.ndarray) -> list[dict[st
     return found
 
 
-def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Path:
+def finish_log(job: FrameJob, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Path:
     """Write all but the sessions to the folder of the log, which is then complete, and return it.
 
     Raises:
@@ -228,22 +232,25 @@ def finish(job: Job, schema: Schema, found: Fitted, notes: Notes) -> pathlib.Pat
     arrays = (found.item_ids, found.user_ids, found.profiles, *frame_log.arrays_of(found.items.items).values())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
-    totals = {name: shards.finish(folder / name, of, spec, scores) for name, of in parts.items()}
+    totals = {name: shards.finish_part(folder / name, of, spec, scores) for name, of in parts.items()}
     for made_of in parts.values():
         digest.update("".join(of["digest"] for of in made_of).encode())
     encoders = {"items": found.items.encoders, "users": found.user_encoders, "context": found.context_encoders}
-    frame_log.write(
-        folder,
+    log = frame_log.SessionLog(
         schema=schema,
+        spec=spec,
         items=found.items.items,
         item_ids=found.item_ids,
         user_ids=found.user_ids,
         profiles=found.profiles,
+        parts={},  # they are there
         vocabularies=found.items.vocabularies,
         encoders={name: [dataclasses.asdict(encoder) for encoder in of] for name, of in encoders.items()},
         report=_report(job, schema, found, parts, totals, signals, notes),
-        digest=digest.hexdigest()[:16],
+        folder=folder,
+        _digest=digest.hexdigest()[:16],
     )
+    frame_log.write_log_files(log)
     return folder
 
 
@@ -261,7 +268,7 @@ def _check_positives(signals: list[list[dict[str, Any]]], rows: int, schema: Sch
 
 
 def _report(
-    job: Job,
+    job: FrameJob,
     schema: Schema,
     found: Fitted,
     parts: dict[str, list[dict[str, Any]]],

@@ -23,13 +23,14 @@ import polars as pl
 
 from mmrf_jax.data import frame_log
 from mmrf_jax.data.readers.engine import shards, tasks
-from mmrf_jax.data.readers.engine.build import Plan, Sizes, plan
+from mmrf_jax.data.readers.engine.build import SessionPlan, SessionSizes, UserBucket, plan_sessions
 from mmrf_jax.data.readers.engine.candidates import mix, read_pool
-from mmrf_jax.data.readers.engine.tasks import Engine, Progress, save_array, write_json
-from mmrf_jax.data.readers.frame import build, catalogue, columns, features, fit, requests, tables
-from mmrf_jax.data.readers.frame.columns import ROW, Notes
+from mmrf_jax.data.readers.engine.tasks import Engine, publish_array, publish_json
+from mmrf_jax.data.readers.frame import build, catalogue, cells, columns, datetimes, features, fit, requests, tables
+from mmrf_jax.data.readers.frame.columns import ROW
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.data.session_log import InputSpec
-from mmrf_jax.io.progress import counted
+from mmrf_jax.io.progress import Counter, counted
 from mmrf_jax.schema import OPTIONAL, Schema
 
 #: Rows of a chunk and of a bucket; candidate lists make rows several times as large.
@@ -40,7 +41,7 @@ _LISTS = "lists.arrow"
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(tasks.Job):
+class FrameJob(tasks.TaskJob):
     """A log to prepare.
 
     Attributes:
@@ -50,7 +51,7 @@ class Job(tasks.Job):
       rows: of a chunk, and of a bucket on average. They determine the memory of a task.
     """
 
-    log: tables.Pieces
+    log: tables.TablePieces
     schema: Schema
     work: pathlib.Path
     rows: int
@@ -64,12 +65,12 @@ class Job(tasks.Job):
         return max(1, round(self.log.rows / self.rows))
 
 
-def run(
+def run_stages(
     given: Mapping[str, tables.Table],
     schema: Schema,
     work: pathlib.Path,
     engine: Engine,
-    progress: Progress,
+    progress: Counter,
     rows: int | None = None,
 ) -> pathlib.Path:
     """Run the tasks that have not run before; return the folder with the finished log (`frame_log.SessionLog.open`).
@@ -88,37 +89,37 @@ def run(
     notes = Notes()
     roles = schema.columns()
     needed = {role: column for role, column in roles.items() if role not in ("duration", "candidates")}
-    log = tables.pieces(given["log"], "log", roles.values(), needed, work / "log.arrow")
+    log = tables.table_pieces(given["log"], "log", roles.values(), needed, work / "log.arrow")
     if not log.rows:
         raise ValueError("the log has no rows; give at least a few sessions")
-    items = None if given["items"] is None else tables.read(given["items"], "item table")
-    users = None if given["users"] is None else tables.read(given["users"], "user table")
+    items = None if given["items"] is None else tables.read_table(given["items"], "item table")
+    users = None if given["users"] is None else tables.read_table(given["users"], "user table")
     lists = given["candidates"] is not None
     _check_optional(log.names, items, schema, lists)
-    resolved = columns.resolve(_probe(log), schema, notes)
+    resolved = columns.resolve_units(_probe(log), schema, notes)
     if lists and not (work / _LISTS).exists():
-        made = _lists_of(tables.read(given["candidates"], "candidate table"), schema)
+        made = _lists_of(tables.read_table(given["candidates"], "candidate table"), schema)
         tasks.write_run(made, work / _LISTS)
     rows = rows or (ROWS_WITH_LISTS if lists or schema.candidates in log.names else ROWS)
-    job = Job(log, resolved, work, rows)
+    job = FrameJob(log, resolved, work, rows)
     if not (work / "ordered").exists():
-        tasks.run_stage(job, engine, progress, "sort", sort, job.chunks)
-        save_array(work / "buckets.npy", np.array([made["bounds"] for made in job.read_all("sort")]))
-        tasks.run_stage(job, engine, progress, "order", order, job.buckets)
+        tasks.run_stage(job, engine, progress, "sort", sort_chunk, job.chunks)
+        publish_array(work / "buckets.npy", np.array([made["bounds"] for made in job.read_all("sort")]))
+        tasks.run_stage(job, engine, progress, "order", order_bucket, job.buckets)
         if schema.request and job.buckets > 1:
             job.cut("request_parts", "requests", "key", rows)
-            tasks.run_stage(job, engine, progress, "check", check, job.parts("request_parts"))
+            tasks.run_stage(job, engine, progress, "check", check_requests, job.parts("request_parts"))
         (work / "ordered").touch()
     for done in (*job.read_all("sort"), *job.read_all("order")):
         notes.add(done["notes"])
     for path in (*job.made("sort"), *job.made("requests")):
         path.unlink()
-    found = fit.fit(job, items, users, notes)
-    tasks.run_stage(job, engine, progress, "write", write, job.buckets)
-    return fit.finish(job, schema, found, notes)
+    found = fit.fit_log(job, items, users, notes)
+    tasks.run_stage(job, engine, progress, "write", write_bucket, job.buckets)
+    return fit.finish_log(job, schema, found, notes)
 
 
-def _probe(log: tables.Pieces) -> pl.DataFrame:
+def _probe(log: tables.TablePieces) -> pl.DataFrame:
     """Return the whole log, or `ROWS` rows of a long one, spread evenly."""
     if log.rows <= ROWS:
         return log.read(0, log.rows)
@@ -150,28 +151,28 @@ def _lists_of(table: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     name = schema.candidates or schema.item
     needed = {"request": str(schema.request), "candidates" if schema.candidates else "item": name}
     tables.check_names(table.columns, needed, "candidate table")
-    request = columns.ids(table[str(schema.request)]).rename("request")
+    request = cells.to_ids(table[str(schema.request)]).rename("request")
     if isinstance(table[name].dtype, pl.List | pl.Array) or (
         table[name].dtype == pl.String and str(table[name].drop_nulls().head(1).item() or "").startswith("[")
     ):
-        lists = columns.id_lists(table[name])
+        lists = cells.to_id_lists(table[name])
     else:
-        lists = columns.ids(table[name])
+        lists = cells.to_ids(table[name])
     long = pl.DataFrame({"request": request, "candidates": lists.rename("candidates")})
     if not isinstance(lists.dtype, pl.List):
         return long.group_by("request", maintain_order=True).agg("candidates")
     if (repeated := long["request"].is_duplicated()).any():
-        value = columns.first(long["request"], repeated)
+        value = cells.first_wrong(long["request"], repeated)
         raise ValueError(
             f"column {schema.request!r} of the candidate table has {value} twice; keep one list per request"
         )
     return long
 
 
-def sort(job: Job, task: int) -> None:
+def sort_chunk(job: FrameJob, task: int) -> None:
     """Write the usable rows of a chunk as a run, by the bucket of their users."""
     notes, start = Notes(), task * job.rows
-    frame = columns.clean(job.log.read(start, job.rows), job.schema, notes, start)
+    frame = columns.usable_rows(job.log.read(start, job.rows), job.schema, notes, start)
     if (job.work / _LISTS).exists():
         frame = _with_lists(frame, job)
     bucket = bucket_of(frame["user"], job.buckets)
@@ -180,10 +181,10 @@ def sort(job: Job, task: int) -> None:
         frame = frame.sort(_BUCKET, maintain_order=True)
     tasks.write_run(frame, job.path("sort", task))
     bounds = np.searchsorted(np.sort(bucket), np.arange(job.buckets + 1)).tolist()
-    write_json(job.path("sort", task, "json"), {"notes": dataclasses.asdict(notes), "bounds": bounds})
+    publish_json(job.path("sort", task, "json"), {"notes": dataclasses.asdict(notes), "bounds": bounds})
 
 
-def _with_lists(frame: pl.DataFrame, job: Job) -> pl.DataFrame:
+def _with_lists(frame: pl.DataFrame, job: FrameJob) -> pl.DataFrame:
     """Add the candidate lists of the second table."""
     every = pl.scan_ipc(job.work / _LISTS, glob=False)
     if (there := every.collect_schema()["request"]) != frame["request"].dtype:
@@ -212,19 +213,19 @@ def _hash(ids: pl.Series) -> np.ndarray:
     return mix(ids.to_frame("id").join(pairs, "id", "left", maintain_order="left")["hash"].to_numpy())
 
 
-def order(job: Job, task: int) -> None:
+def order_bucket(job: FrameJob, task: int) -> None:
     """Write a bucket's rows in the order of users, requests and places, with facts about them."""
     schema, notes = job.schema, Notes()
     frame = tasks.read_part(job.made("sort"), job.cuts("buckets"), task).drop(_BUCKET)
-    frame = requests.order(columns.without_repeated(frame, notes), schema, notes)
-    frame = frame.with_columns(pl.Series("day", columns.days(frame["asked"].to_numpy(), schema.time_zone)))
+    frame = requests.order_rows(columns.without_repeated(frame, notes), schema, notes)
+    frame = frame.with_columns(pl.Series("day", datetimes.days_of(frame["asked"].to_numpy(), schema.time_zone)))
     fitted_on = frame.filter(~pl.col("random")) if schema.random else frame
     times, days = fitted_on["asked"].to_numpy(), fitted_on.group_by("day").agg(pl.len(), pl.col("asked").max()).rows()
-    frame = requests.limit(frame, schema, notes)
+    frame = requests.limit_slates(frame, schema, notes)
     folders = ("times", "rows", "items", "users", "listed", "context", "requests")
     for folder in folders:
         (job.work / folder).mkdir(exist_ok=True)
-    save_array(job.path("times", task, "npy"), np.sort(times))
+    publish_array(job.path("times", task, "npy"), np.sort(times))
     of_each = [pl.col(name).filter(~pl.col("random")) if schema.random else pl.col(name) for name in ("asked", "day")]
     first = [column.min() for column in of_each]
     of_items = [*first, pl.col("day").min().alias("live")]
@@ -233,7 +234,7 @@ def order(job: Job, task: int) -> None:
     tasks.write_run(frame.group_by("user").agg(first), job.path("users", task))
     longest, empty = 0, frame["propensity"].null_count() if schema.propensity else 0
     if "candidates" in frame.columns:
-        lists = frame["candidates"].filter(pl.Series(requests.starts(frame, schema)))
+        lists = frame["candidates"].filter(pl.Series(requests.starts_of_requests(frame, schema)))
         longest = int(lists.list.len().max() or 0)  # type: ignore[arg-type]
         listed = frame["candidates"].explode(empty_as_null=False, keep_nulls=False).drop_nulls().unique()
         tasks.write_run(listed.to_frame("id"), job.path("listed", task))
@@ -252,63 +253,64 @@ def order(job: Job, task: int) -> None:
     made = {
         "rows": len(frame),
         "days": days,
-        "extent": requests.extent(frame, schema) if len(frame) else None,
+        "extent": requests.slate_extent(frame, schema) if len(frame) else None,
         "longest": longest,
         "propensities": bool(schema.propensity) and not empty,
         "notes": dataclasses.asdict(notes),
     }
-    write_json(job.path("order", task, "json"), made)
+    publish_json(job.path("order", task, "json"), made)
 
 
-def check(job: Job, task: int) -> None:
+def check_requests(job: FrameJob, task: int) -> None:
     """Raise ValueError for a request id that users of several buckets have."""
     part = tasks.read_part(job.made("requests"), job.cuts("request_parts"), task)
     edges = pl.col("first").min(), pl.col("last").max()
     requests.check_users(part.group_by("request").agg(pl.len().alias("users"), *edges), job.schema)
-    write_json(job.path("check", task, "json"), {})
+    publish_json(job.path("check", task, "json"), {})
 
 
-def write(job: Job, task: int) -> None:
+def write_bucket(job: FrameJob, task: int) -> None:
     """Write the shards of a bucket's users, one per part of the log, and their counts."""
     fitted, schema, notes = job.read("fitted.json"), job.schema, Notes()
     spec = InputSpec.from_dict(fitted["spec"])
-    split = requests.Split(fitted["split"]["by"], tuple(fitted["split"]["bounds"]))
+    split = requests.SplitRule(fitted["split"]["by"], tuple(fitted["split"]["bounds"]))
     frame = pl.scan_ipc(job.path("rows", task), glob=False).collect()
     made: dict[str, Any] = {"parts": {}, "signals": []}
-    bucket: build.Bucket | None = None
-    plans: dict[str, Plan] = {}
+    bucket: UserBucket | None = None
+    plans: dict[str, SessionPlan] = {}
     if len(frame):
-        rows = requests.arrange(
+        rows = requests.arrange_rows(
             frame,
             catalogue.find_rows(frame["user"], job.work / "user_ids"),
             catalogue.find_rows(frame["item"], job.work / "item_ids"),
             schema,
         )
         part, parts = split.of(rows.time, rows.day), fitted["last"]
-        sizes = Sizes(
+        sizes = SessionSizes(
             spec.candidates, spec.slate, schema.history, schema.session_gap, schema.request_gap or schema.session_gap
         )
-        plans = {name: plan(rows, name, part, sizes, end) for name, end in parts.items()}
-        bucket = build.Bucket(
+        plans = {name: plan_sessions(rows, name, part, sizes, end) for name, end in parts.items()}
+        lookup = build.FrameLookup(
             rows,
-            sizes,
-            dict.fromkeys(parts, read_pool(job.work / "pool")),
+            sizes.candidates,
+            read_pool(job.work / "pool"),
             frame,
             frame["propensity"].to_numpy() if fitted["propensities"] else None,
             _lists_in(frame, plans, job),
             np.load(job.work / "profiles.npy", mmap_mode="r"),
-            [features.Encoder(**values) for values in fitted["context"]],
+            [features.ColumnEncoder(**values) for values in fitted["context"]],
             schema,
             notes,
         )
+        bucket = UserBucket(rows, sizes, lookup)
         made["signals"] = fit.describe_signals(rows.feedback, (part == 0) & ~rows.random)
     for name in fitted["last"]:
-        path = job.work / "made" / name / shards.name(task, job.buckets)
-        made["parts"][name] = shards.write(path, bucket, plans.get(name), spec)
-    write_json(job.path("write", task, "json"), made | {"notes": dataclasses.asdict(notes)})
+        path = job.work / "made" / name / shards.shard_name(task, job.buckets)
+        made["parts"][name] = shards.write_shard(path, bucket, plans.get(name), spec)
+    publish_json(job.path("write", task, "json"), made | {"notes": dataclasses.asdict(notes)})
 
 
-def _lists_in(frame: pl.DataFrame, plans: Mapping[str, Plan], job: Job) -> build.Lists | None:
+def _lists_in(frame: pl.DataFrame, plans: Mapping[str, SessionPlan], job: FrameJob) -> build.Lists | None:
     """Return the candidate lists at the starts of requests, with the item rows."""
     if "candidates" not in frame.columns:
         return None
@@ -323,18 +325,18 @@ def _lists_in(frame: pl.DataFrame, plans: Mapping[str, Plan], job: Job) -> build
     )
 
 
-def prepare(
+def prepare_frame_log(
     given: Mapping[str, tables.Table],
     schema: Schema,
     folder: pathlib.Path,
     engine: Engine | None = None,
-    progress: Progress = counted,
+    progress: Counter = counted,
     rows: int | None = None,
 ) -> None:
     """Prepare a log in a new folder, which appears complete or not at all.
 
     After a stop, the same call with the same files runs the missing tasks. Arguments and errors are those of
-    `run`; without an engine, `tasks.processes()` run the tasks.
+    `run_stages`; without an engine, `tasks.worker_processes()` run the tasks.
     """
-    key = frame_log.key_of(given, schema)
-    tasks.make(folder, key, engine, lambda work, engine: run(given, schema, work, engine, progress, rows))
+    key = frame_log.log_key(given, schema)
+    tasks.make_folder(folder, key, engine, lambda work, engine: run_stages(given, schema, work, engine, progress, rows))

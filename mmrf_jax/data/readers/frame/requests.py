@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from mmrf_jax.data.readers.engine.build import Rows
+from mmrf_jax.data.readers.engine.build import ShownRows
 from mmrf_jax.data.readers.engine.candidates import request_keys
 from mmrf_jax.data.readers.engine.grouping import MINUTE_MS
-from mmrf_jax.data.readers.frame.columns import ROW, Notes
+from mmrf_jax.data.readers.frame.columns import ROW
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 DEFAULT_SLATE, MOST_SLATE = 6, 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class SplitRule:
     """How rows are cut into training, validation and test.
 
     Attributes:
@@ -36,7 +37,7 @@ class Split:
         return np.searchsorted(self.bounds, day, side="left").astype(np.int8)
 
 
-class Times:
+class SortedTimes:
     """The times of all rows of a log, sorted within pieces that need not be in memory."""
 
     def __init__(self, pieces: Sequence[np.ndarray]):
@@ -64,7 +65,7 @@ class Times:
         return low
 
 
-def cut(times: Times, days: Mapping[int, int], schema: Schema) -> Split:
+def cut_parts(times: SortedTimes, days: Mapping[int, int], schema: Schema) -> SplitRule:
     """Return where a log is cut into its parts.
 
     Args:
@@ -82,14 +83,14 @@ def cut(times: Times, days: Mapping[int, int], schema: Schema) -> Split:
                 f"schema.split={schema.split} takes the last {2 * schema.split} days, the log has {len(dates)}; use "
                 "fewer days, or shares such as (0.8, 0.1, 0.1)"
             )
-        found = Split("day", (dates[-2 * schema.split - 1], dates[-schema.split - 1]))
+        found = SplitRule("day", (dates[-2 * schema.split - 1], dates[-schema.split - 1]))
     elif isinstance(schema.split[0], str):
         first, second = (int(str(x).replace("-", "")) for x in schema.split)
-        found = Split("day", (first, second))
+        found = SplitRule("day", (first, second))
     else:
         train, valid, _ = (float(x) for x in schema.split)
         first, second = (times.nth(min(int(times.number * x), times.number - 1)) for x in (train, train + valid))
-        found = Split("time", (first, second))
+        found = SplitRule("time", (first, second))
     if found.by == "time":
         trained, tested = times.before(found.bounds[0]), times.number - times.before(found.bounds[1])
     else:
@@ -104,7 +105,7 @@ def cut(times: Times, days: Mapping[int, int], schema: Schema) -> Split:
     return found
 
 
-def order(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
+def order_rows(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     """Sort all rows of some users by user, request and place, without repeated items.
 
     Returns:
@@ -156,12 +157,12 @@ def _refuse(found: pl.DataFrame, fault: str, schema: Schema) -> None:
         )
 
 
-def starts(frame: pl.DataFrame, schema: Schema) -> np.ndarray:
+def starts_of_requests(frame: pl.DataFrame, schema: Schema) -> np.ndarray:
     """Return where a given request starts [n] bool; anywhere, if none is given."""
     return _starts(frame["request"])[: len(frame)] if schema.request else np.ones(len(frame), bool)
 
 
-def limit(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
+def limit_slates(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     """Leave out the rows past the largest slate of a given request."""
     if not schema.request:
         return frame
@@ -171,7 +172,7 @@ def limit(frame: pl.DataFrame, schema: Schema, notes: Notes) -> pl.DataFrame:
     return frame.filter(pl.Series(~over)) if over.any() else frame
 
 
-def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> Rows:
+def arrange_rows(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> ShownRows:
     """Return ordered rows [n] as arrays; `user` and `item` [n] are rows of the tables."""
     signals, asked = [f"s{i}" for i in range(len(schema.signals))], frame["asked"].to_numpy()
     random = frame["random"].to_numpy() if schema.random else np.zeros(len(frame), bool)
@@ -180,7 +181,7 @@ def arrange(frame: pl.DataFrame, user: np.ndarray, item: np.ndarray, schema: Sch
         run = frame["request"].rle_id().to_numpy().astype(np.int64)
     else:  # random rows between others separate no requests
         run[~random] = np.cumsum(_separate(frame.filter(~random) if schema.random else frame, schema))
-    return Rows(
+    return ShownRows(
         user=user,
         item=item,
         time=asked,
@@ -205,7 +206,7 @@ def _separate(frame: pl.DataFrame, schema: Schema) -> np.ndarray:
     return found
 
 
-def extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:
+def slate_extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:
     """Return the least and the largest number that decide K: items of a request, or positions; (0, 0) for neither."""
     if schema.request:
         return 0, int(_places(frame["request"]).max(initial=0)) + 1
@@ -214,7 +215,7 @@ def extent(frame: pl.DataFrame, schema: Schema) -> tuple[float, float]:
     return 0, 0
 
 
-def largest(extents: Sequence[tuple[float, float]], schema: Schema, notes: Notes) -> int:
+def largest_slate(extents: Sequence[tuple[float, float]], schema: Schema, notes: Notes) -> int:
     """Return K: as the schema says, or the most items of a request; `extents` are those of all parts of the log."""
     if schema.slate_size:
         return schema.slate_size

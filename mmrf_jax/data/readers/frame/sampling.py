@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmrf_jax.data.readers.engine.candidates import Pool, make_pool, mix
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.engine.candidates import CandidatePool, make_pool, mix
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 
 DEFAULT_CANDIDATES = 100
 _NEVER = np.int32(2**31 - 1)
 
 
-def number(longest: int, num_items: int, slate: int, schema: Schema, notes: Notes) -> int:
+def choose_num_candidates(longest: int, num_items: int, slate: int, schema: Schema, notes: Notes) -> int:
     """Return C: as the schema says, or the longest candidate list, or `DEFAULT_CANDIDATES`; at most all items.
 
     Args:
@@ -42,7 +42,7 @@ def number(longest: int, num_items: int, slate: int, schema: Schema, notes: Note
     return found
 
 
-def available(item: np.ndarray, day: np.ndarray, since: np.ndarray, least: int) -> Pool:
+def available_pool(item: np.ndarray, day: np.ndarray, since: np.ndarray, least: int) -> CandidatePool:
     """Return the pool of items by the first day on which they are there; the first `least` are there from the start.
 
     Args:
@@ -68,7 +68,7 @@ def note_lengths(lengths: np.ndarray, count: int, notes: Notes) -> None:
     notes.count(f"requests list more than {count} candidates: sampled", more, len(lengths))
 
 
-def listed(
+def listed_candidates(
     rows: np.ndarray, lengths: np.ndarray, exposed: np.ndarray, filled: np.ndarray, key: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return candidates [r, C] and slates [r, K] from candidate lists, in random order.
@@ -101,7 +101,7 @@ def listed(
     return found.astype(np.int32), slate.astype(np.int32)
 
 
-def scores_of(propensity: np.ndarray, slate: np.ndarray, candidates: int) -> np.ndarray:
+def plackett_luce_scores(propensity: np.ndarray, slate: np.ndarray, candidates: int) -> np.ndarray:
     """Return scores [r, C] under which Plackett–Luce has the propensities [r, K] of the slates [r, K].
 
     The item of a slot has its propensity of the mass that the slots above left, and the items that were not shown share

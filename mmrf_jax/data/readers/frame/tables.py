@@ -31,7 +31,7 @@ _SCANS: dict[str, Callable[[list[str]], pl.LazyFrame]] = {
 Table = Any  # pandas.DataFrame, polars.DataFrame or LazyFrame, pyarrow.Table, a mapping of columns, or path(s)
 
 
-def read(
+def read_table(
     table: Table, what: str, wanted: Collection[str] | None = None, needed: Mapping[str, str] | None = None
 ) -> pl.DataFrame:
     """Read a table.
@@ -50,14 +50,16 @@ def read(
         return _lazy(table, what, wanted, needed)[0].collect()
 
 
-def scan(table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str] | None = None) -> pl.LazyFrame:
-    """Return the wanted columns of a table, which are read when they are used; arguments and errors as of `read`."""
+def scan_table(
+    table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str] | None = None
+) -> pl.LazyFrame:
+    """Return the wanted columns of a table, read when they are used; arguments and errors as of `read_table`."""
     with _readable(what):
         return _lazy(table, what, wanted, needed)[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pieces:
+class TablePieces:
     """A table of any size in files of which any rows are read without those before.
 
     Attributes:
@@ -78,10 +80,12 @@ class Pieces:
             return _SCANS[self.form](list(self.paths)).select(self.names).slice(start, rows).collect()
 
 
-def pieces(table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str], copy: Path) -> Pieces:
+def table_pieces(
+    table: Table, what: str, wanted: Collection[str], needed: Mapping[str, str], copy: Path
+) -> TablePieces:
     """Return a table as pieces: Parquet and Arrow files unchanged, any other one as an Arrow file at `copy`.
 
-    Args and errors are those of `read`.
+    Args and errors are those of `read_table`.
     """
     with _readable(what):
         lazy, files = _lazy(table, what, wanted, needed)
@@ -94,7 +98,7 @@ def pieces(table: Table, what: str, wanted: Collection[str], needed: Mapping[str
                 temporary.rename(copy)
             lazy = _ARROW(files).select(lazy.collect_schema().names())
         rows = int(lazy.select(pl.len()).collect().item())
-        return Pieces(tuple(map(os.path.abspath, files)), str(form), tuple(lazy.collect_schema().names()), rows)
+        return TablePieces(tuple(map(os.path.abspath, files)), str(form), tuple(lazy.collect_schema().names()), rows)
 
 
 def files_of(table: Table, what: str) -> list[str] | None:

@@ -23,14 +23,14 @@ import numpy as np
 from mmrf_jax import types
 from mmrf_jax.data import records
 from mmrf_jax.data.readers.engine import tasks
-from mmrf_jax.data.readers.engine.tasks import Engine, Progress
-from mmrf_jax.data.readers.kuairand import csv_files, prepare
+from mmrf_jax.data.readers.engine.tasks import Engine
+from mmrf_jax.data.readers.kuairand import prepare, release
 from mmrf_jax.data.readers.kuairand.config import KuaiRandConfig
 from mmrf_jax.data.readers.kuairand.features import read_catalogue
 from mmrf_jax.data.session_log import InputSpec, Sessions
 from mmrf_jax.data.splits import PARTS
 from mmrf_jax.io import copies, storage
-from mmrf_jax.io.progress import counted, say
+from mmrf_jax.io.progress import Counter, counted, say
 
 #: Reports progress without checking for a stop: a single process prepares, but all must check equally often.
 unchecked = functools.partial(counted, checks=0)
@@ -112,7 +112,7 @@ def prepare_log(
     folder: str | os.PathLike,
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
-    progress: Progress = unchecked,
+    progress: Counter = unchecked,
 ) -> KuaiRand:
     """Prepare KuaiRand's files in a new folder, which appears complete or not at all, or open what is there.
 
@@ -122,27 +122,27 @@ def prepare_log(
       source: folder of the official CSV files, or the parent folder of their `data`.
       folder: to write.
       config: see `KuaiRandConfig`.
-      engine: runs the tasks; `tasks.processes()` by default.
+      engine: runs the tasks; `tasks.worker_processes()` by default.
       progress: as `io.progress.counted`, which also checks for a stop; the default does not check.
 
     Raises:
       FileExistsError: if the folder holds something else.
       ValueError: if it holds a log of another format or config.
-      FileNotFoundError, ValueError: as `csv_files.find_source` and `prepare.run`.
+      FileNotFoundError, ValueError: as `release.find_release` and `prepare.run_stages`.
     """
     config, folder = config or KuaiRandConfig(), storage.path(folder).absolute()
     if folder.exists() and not (folder / prepare.ABOUT).exists():
         raise FileExistsError(f"{folder} exists and holds no prepared KuaiRand; name a folder that does not exist")
     if not folder.exists():
-        found = csv_files.find_source(os.path.abspath(copies.local(storage.path(source))))  # tasks may run elsewhere
+        found = release.find_release(os.path.abspath(copies.local(storage.path(source))))  # tasks may run elsewhere
 
         def run(work: pathlib.Path, engine: Engine) -> pathlib.Path:
-            made = prepare.run(prepare.Job(found, config, work), engine, progress)
+            made = prepare.run_stages(prepare.KuaiRandJob(found, config, work), engine, progress)
             _say_unused(json.loads((made / prepare.ABOUT).read_text())["report"])
             return made
 
         with copies.built(folder.parent, folder.name) as parent:
-            tasks.make(parent / folder.name, _key(found, config), engine, run)
+            tasks.make_folder(parent / folder.name, _key(found, config), engine, run)
     return KuaiRand.open(folder, config)
 
 
@@ -151,7 +151,7 @@ def open_or_prepare(
     cache_dir: str | os.PathLike,
     config: KuaiRandConfig | None = None,
     engine: Engine | None = None,
-    progress: Progress = unchecked,
+    progress: Counter = unchecked,
 ) -> KuaiRand:
     """Open the log of some files; prepare it unless an earlier call did so for the same files, config and format.
 
@@ -161,11 +161,11 @@ def open_or_prepare(
     config, source = config or KuaiRandConfig(), copies.local(storage.path(source))
     if (source / prepare.ABOUT).exists():
         return KuaiRand.open(source, config)
-    key = _key(csv_files.find_source(source), config)
+    key = _key(release.find_release(source), config)
     return prepare_log(source, storage.path(cache_dir) / key, config, engine, progress)
 
 
-def _key(source: csv_files.Source, config: KuaiRandConfig) -> str:
+def _key(source: release.Release, config: KuaiRandConfig) -> str:
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     said = json.dumps([prepare.FORMAT, records.VERSION, dataclasses.asdict(config), stats], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.engine.grouping import order_of
-from mmrf_jax.data.readers.kuairand import csv_files
+from mmrf_jax.data.readers.kuairand import csv_files, release
 
 #: Why a row is unusable; a row counts under the first reason that applies.
 REASONS = (
@@ -68,7 +68,9 @@ def mark(rows: pl.DataFrame, random_file: bool) -> pl.DataFrame:
     )
 
 
-def clean(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) -> tuple[pl.DataFrame, pl.DataFrame, dict]:
+def clean_rows(
+    rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]
+) -> tuple[pl.DataFrame, pl.DataFrame, dict]:
     """Clean all rows of some users.
 
     Args:
@@ -112,7 +114,7 @@ def give_reasons(rows: pl.DataFrame, known: Callable[[np.ndarray], np.ndarray]) 
 
     Args:
       rows: rows returned by `mark`.
-      known: as for `clean`.
+      known: as for `clean_rows`.
 
     Returns:
       The rows in their order; `reason` is the index in `REASONS` of why a row is unusable, null if it is usable.
@@ -179,7 +181,7 @@ def describe_videos(rows: pl.DataFrame, train_until: int) -> pl.DataFrame:
     """Summarise what rows contain about their videos, one row per video, sorted by `video_id`.
 
     Args:
-      rows: the second output of `clean`.
+      rows: the second output of `clean_rows`.
       train_until: last training day.
 
     Returns:
@@ -295,7 +297,7 @@ def check_format(path: pathlib.Path, counts: dict[str, int], find: Callable[[str
             f"({find('lost_digits')}); export the numbers in full"
         )
     if most("of_the_other", "of_a_log"):
-        here, other = ("random", "standard") if csv_files.is_random(path) else ("standard", "random")
+        here, other = ("random", "standard") if release.is_random(path) else ("standard", "random")
         raise ValueError(
             f"{path}: by their is_rand, {share('of_the_other', 'of_a_log')} are of the {other} log, the name says "
             f"{here}; rename the file or correct is_rand"
@@ -349,7 +351,7 @@ def find_unusable(
     Args:
       path: the file.
       chunk_bytes: number of bytes to read at a time.
-      known: as for `clean`.
+      known: as for `clean_rows`.
       reasons: reasons to look for.
 
     Returns:
@@ -358,13 +360,13 @@ def find_unusable(
     places = [REASONS.index(reason) for reason in reasons]
     before = csv_files.read_top(path).count(b"\n")
     for chunk in csv_files.chunks(path, chunk_bytes):
-        rows = give_reasons(mark(csv_files.read_log(chunk), csv_files.is_random(path)), known)
+        rows = give_reasons(mark(csv_files.read_log_lines(chunk), release.is_random(path)), known)
         found = rows["reason"].is_in(places).arg_true()
         raw = chunk.read()
         if len(found):
             at = found[0]
             number = [i for i, line in enumerate(raw.split(b"\n"), 1) if line.decode("utf-8", "replace").strip()][at]
-            cells = csv_files.split(raw)[at].to_list()
+            cells = csv_files.split_cells(raw)[at].to_list()
             what = _describe(csv_files.read_header(path, csv_files.LOG_TYPES), cells, rows.row(at, named=True))
             return f"line {before + number:,}: {what}"
         before += raw.count(b"\n")

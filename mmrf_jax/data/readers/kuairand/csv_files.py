@@ -1,4 +1,4 @@
-"""The official files of KuaiRand-Pure, -1K and -27K: which they are, their lines, and the cells of their columns.
+"""The lines of KuaiRand's official files, and the cells of their columns.
 
 Every reader returns a polars frame in which a cell that is not a number is null; `clean` counts unusable rows. The
 result for a line depends only on the line and the header, not on its position in a file or chunk. Lines end in LF or
@@ -11,15 +11,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
-import os
 import pathlib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import polars as pl
 
-from mmrf_jax.io import copies, storage
+from mmrf_jax.data.readers.kuairand.release import Release
 
 #: Column of the log for each binary signal, in the order of `signals.SHORT_VIDEO`; watch time is `play_time_ms`.
 SIGNAL_COLUMNS = (
@@ -53,11 +51,6 @@ USER_CODES = tuple(f"onehot_feat{i}" for i in range(18))
 USER_COLUMNS = ("user_id", "user_active_degree", *USER_FLAGS, *USER_COUNTS, *USER_CODES)
 VIDEO_COLUMNS = ("video_id", "author_id", "video_type", "upload_dt", "upload_type", "video_duration", "tag")
 
-_NAME = re.compile(
-    r"(log_standard|log_random|user_features|video_features_basic)(?:_\d_\d\d_to_\d_\d\d)?_(pure|1k|27k)(_part\d+)?\.csv"
-    r"(\.(?:gz|bz2|xz|zst|zip))?"
-)
-
 #: First bytes of files that are not CSV in UTF-8, their formats, and the fixes.
 _MAGIC = {
     b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip"),
@@ -79,70 +72,12 @@ _PIECE = 4 << 20  # bytes per piece of faulty lines, since each piece takes fift
 _OPTIONS: dict[str, Any] = {"has_header": False, "quote_char": None, "encoding": "utf8-lossy"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The files of one KuaiRand release; `logs` are standard and random (`is_rand` distinguishes rows)."""
-
-    variant: str  # "pure", "1k" or "27k"
-    logs: tuple[pathlib.Path, ...]
-    users: tuple[pathlib.Path, ...]
-    videos: tuple[pathlib.Path, ...]
-
-    @property
-    def files(self) -> tuple[pathlib.Path, ...]:
-        return (*self.logs, *self.users, *self.videos)
-
-
-def find_source(directory: str | os.PathLike) -> Source:
-    """Find the official files in `directory` or `directory`/data.
-
-    Raises:
-      FileNotFoundError: for a missing directory, no log file at all, or no user or basic video features.
-      ValueError: if files of two releases are in one folder, or one is compressed.
-    """
-    root = copies.local(storage.path(directory))
-    if not root.is_dir():
-        raise FileNotFoundError(f"KuaiRand directory {root} does not exist; name the folder of the unpacked download")
-    folder = root / "data" if (root / "data").is_dir() else root
-    found: dict[str, list[pathlib.Path]] = {}
-    variants = set()
-    for path in sorted(folder.iterdir()):
-        if match := _NAME.fullmatch(path.name):
-            if match[4] and not path.with_suffix("").exists():
-                raise ValueError(f"{path} is compressed; unpack it")
-            if match[4]:
-                continue
-            found.setdefault(match[1], []).append(path)
-            variants.add(match[2])
-    logs = (*found.get("log_standard", ()), *found.get("log_random", ()))
-    if not logs:
-        raise FileNotFoundError(
-            f"{folder} holds no log_standard_*.csv or log_random_*.csv of KuaiRand; name the unpacked download"
-        )
-    if len(variants) > 1:
-        raise ValueError(
-            f"{folder} holds files of {' and '.join(sorted(variants))}; keep each release in its own folder"
-        )
-    variant = variants.pop()
-    for kind in ("user_features", "video_features_basic"):
-        if kind not in found:
-            raise FileNotFoundError(
-                f"{folder / f'{kind}_{variant}.csv'} is missing; copy it from the KuaiRand download"
-            )
-    return Source(variant, logs, tuple(found["user_features"]), tuple(found["video_features_basic"]))
-
-
-def is_random(path: pathlib.Path) -> bool:
-    """Return whether a file belongs to the random log, as its name says."""
-    return path.name.startswith("log_random")
-
-
-def check(source: Source) -> None:
+def check_headers(release: Release) -> None:
     """Raise ValueError for a file that is empty, not CSV, or whose header lacks a column or has one twice."""
     for paths, needed in (
-        (source.logs, LOG_TYPES),
-        (source.users, USER_COLUMNS),
-        (source.videos, VIDEO_COLUMNS),
+        (release.logs, LOG_TYPES),
+        (release.users, USER_COLUMNS),
+        (release.videos, VIDEO_COLUMNS),
     ):
         for path in paths:
             read_header(path, needed)
@@ -215,7 +150,7 @@ def read_header(path: pathlib.Path, needed: Iterable[str]) -> list[str]:
     return [name or f"column {i}" for i, name in enumerate(header, 1)]
 
 
-def cut(raw: bytes, size: int) -> list[bytes]:
+def cut_lines(raw: bytes, size: int) -> list[bytes]:
     """Cut bytes into pieces of whole lines, of about `size` bytes each; at least one."""
     edges = [0]
     while end := raw.find(b"\n", edges[-1] + size - 1) + 1:
@@ -223,7 +158,7 @@ def cut(raw: bytes, size: int) -> list[bytes]:
     return [raw[a:b] for a, b in itertools.pairwise([*edges, len(raw)]) if b > a] or [raw]
 
 
-def split(raw: bytes) -> pl.Series:
+def split_cells(raw: bytes) -> pl.Series:
     """Split each line that is not blank into cells: lists of strings without the surrounding quotes."""
     line = pl.Series("line", [raw.decode("utf-8", "replace")]).str.split("\n").explode()
     line = line.filter(line.str.strip_chars() != "").str.strip_suffix("\r")
@@ -270,7 +205,7 @@ def parse_whole_numbers(text: pl.Series) -> tuple[pl.Series, pl.Series]:
     return frame.select(pl.coalesce("number", usable).alias(text.name)).to_series(), lost
 
 
-def read_log(chunk: Chunk) -> pl.DataFrame:
+def read_log_lines(chunk: Chunk) -> pl.DataFrame:
     """Read lines of a log file.
 
     Returns:
@@ -281,14 +216,14 @@ def read_log(chunk: Chunk) -> pl.DataFrame:
       1.65061E+12.
 
     Raises:
-      ValueError: as `check`.
+      ValueError: as `check_headers`.
     """
     header = read_header(chunk.path, LOG_TYPES)
     kept = {name: kind for name, kind in {**LOG_TYPES, **EXTRA_LOG_TYPES}.items() if name in header}
     raw = chunk.read()
     rows = _read_numbers(raw, header, kept)
     if rows is None:  # some pieces may have no fault
-        pieces = cut(raw, _PIECE)
+        pieces = cut_lines(raw, _PIECE)
         read = [_read_numbers(piece, header, kept) if len(pieces) > 1 else None for piece in pieces]
         cells = [_read_cells(p, header, kept) if of is None else of for p, of in zip(pieces, read, strict=True)]
         rows = pl.concat(cells, how="vertical_relaxed")
@@ -323,7 +258,7 @@ def _read_numbers(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.Dat
 
 def _read_cells(raw: bytes, header: list[str], kept: dict[str, Any]) -> pl.DataFrame:
     """Read lines of a log that may have any fault, at a fifth of the speed."""
-    cells = split(raw)
+    cells = split_cells(raw)
     full = cells.list.len() == len(header)
     rows: dict[str, pl.Series] = {}
     lost = full ^ full
@@ -354,7 +289,7 @@ def read_users(paths: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, CellCount
     """Read user features.
 
     Returns:
-      A row per line that is not blank: `user_id` as in `read_log` (null if it or the number of fields is wrong),
+      A row per line that is not blank: `user_id` as in `read_log_lines` (null if it or the number of fields is wrong),
       `user_active_degree` String, the others Float64; and counts of cells that could not be parsed.
     """
     text = pl.concat([_read_text(whole(path), USER_COLUMNS) for path in paths])
@@ -369,7 +304,7 @@ def read_videos(chunk: Chunk) -> tuple[pl.DataFrame, CellCounts]:
     """Read lines of basic video features.
 
     Returns:
-      A row per line that is not blank: `video_id` as in `read_log` (null if it or the number of fields is wrong),
+      A row per line that is not blank: `video_id` as in `read_log_lines` (null if it or the number of fields is wrong),
       `author_id` Int64, `video_type` and `upload_type` String, `upload_dt` Int32 (20220409), `duration_ms` Float64
       (null unless positive), `tag` Int32 (the first of the video's tags); and counts of cells that could not be parsed.
     """
@@ -440,7 +375,7 @@ def _read_text(chunk: Chunk, names: tuple[str, ...]) -> pl.DataFrame:
     frame = _read_quoted(raw, header)
     if frame is not None:
         return frame.select(names)
-    return pl.concat([_read_all(piece, header, names) for piece in cut(raw, _PIECE)])
+    return pl.concat([_read_all(piece, header, names) for piece in cut_lines(raw, _PIECE)])
 
 
 def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
@@ -459,7 +394,7 @@ def _read_quoted(raw: bytes, header: list[str]) -> pl.DataFrame | None:
 
 def _read_all(raw: bytes, header: list[str], names: tuple[str, ...]) -> pl.DataFrame:
     """Read lines of features that may have any fault."""
-    cells = split(raw)
+    cells = split_cells(raw)
     full = cells.list.len() == len(header)
     columns = [cells.list.get(header.index(name), null_on_oob=True).alias(name) for name in names]
     return pl.DataFrame(columns).with_columns(full.alias("full")).select(pl.when("full").then(pl.col(names)))

@@ -12,12 +12,13 @@ presence of other requests.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
 
 from mmrf_jax.data.readers.engine import build
-from mmrf_jax.data.readers.engine.candidates import request_keys
+from mmrf_jax.data.readers.engine.candidates import CandidatePool, request_keys
 from mmrf_jax.data.readers.engine.grouping import HOUR_MS
 from mmrf_jax.data.readers.kuairand import csv_files
 from mmrf_jax.data.readers.kuairand.clean import UTC_OFFSET_MS
@@ -28,16 +29,30 @@ CONTEXT = 2 + NUM_TABS + 1 + 2
 
 
 @dataclasses.dataclass
-class Bucket(build.Bucket):
-    """The usable rows of some users, and all data needed for their sessions.
+class KuaiRandLookup:
+    """What the sessions of some users need of the whole log (`build.Lookup`).
 
     Attributes:
+      rows: usable rows [n] of the users.
+      num_candidates: C.
+      pools: {part: items by the day from which they are candidates}.
       profiles: [U + 1, Du] of all users.
       profile_row: [n] row of each row's user among them.
     """
 
+    rows: build.ShownRows
+    num_candidates: int
+    pools: Mapping[str, CandidatePool]
     profiles: np.ndarray
     profile_row: np.ndarray
+
+    def candidates(self, requests: build.Requests) -> tuple[np.ndarray, np.ndarray]:
+        """Return sampled candidates."""
+        return build.sample_candidates(self.rows, self.pools[requests.plan.part], requests, self.num_candidates)
+
+    def propensities(self, requests: build.Requests, slate: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return those of random slates."""
+        return build.unlogged_propensities(requests, self.num_candidates)
 
     def profile(self, row: np.ndarray) -> np.ndarray:
         """Return the profiles of users."""
@@ -52,11 +67,11 @@ class Bucket(build.Bucket):
         return np.concatenate([hour, tab[:, None] == np.arange(NUM_TABS + 1), away], axis=1)
 
 
-def arrange(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.ndarray | None) -> build.Rows:
+def arrange_rows(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.ndarray | None) -> build.ShownRows:
     """Return usable rows as arrays.
 
     Args:
-      frame: as returned by `clean.clean`.
+      frame: as returned by `clean.clean_rows`.
       catalogue: all items.
       seed: of the candidates.
       user_ids: [U] int64 of all users, whose positions are their numbers; None if ids are the numbers.
@@ -65,7 +80,7 @@ def arrange(frame: pl.DataFrame, catalogue: Catalogue, seed: int, user_ids: np.n
     feedback = np.empty((len(frame), len(csv_files.SIGNAL_COLUMNS) + 1), np.float32)
     feedback[:, :-1] = frame.select(csv_files.SIGNAL_COLUMNS).to_numpy()
     feedback[:, -1] = frame["play_time_ms"].to_numpy() / 1000
-    return build.Rows(
+    return build.ShownRows(
         user=user if user_ids is None else np.searchsorted(user_ids, user).astype(np.int32),
         item=catalogue.rows_of(video),
         time=time,

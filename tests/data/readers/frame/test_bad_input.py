@@ -9,8 +9,9 @@ import own_logs
 import polars as pl
 import pytest
 
-from mmrf_jax.data.frame_log import SessionLog, describe
-from mmrf_jax.data.readers.frame import columns, tables
+from mmrf_jax.data.frame_log import SessionLog, describe_log
+from mmrf_jax.data.readers.frame import cells, columns, datetimes, tables
+from mmrf_jax.data.readers.frame.notes import Notes
 from mmrf_jax.schema import Schema
 from mmrf_jax.signals import Signal
 
@@ -122,8 +123,8 @@ def test_a_log_that_does_not_fit(log, given, message):
             "the item table has no item of the log: column 'item_id' has 'i",
         ),
         (
-            {"users": TABLES["users"].with_columns(user_id=pl.lit("nobody"))},
-            "the user table has no user of the log: column 'user_id' has 'nobody' there and '",
+            {"users": TABLES["users"].with_columns(user_id=pl.lit("no one"))},
+            "the user table has no user of the log: column 'user_id' has 'no one' there and '",
         ),
         (
             {"items": TABLES["items"].with_columns(duration_ms=pl.col("duration_ms") * 1000)},
@@ -165,7 +166,7 @@ def test_rows_that_cannot_be_used_are_counted():
 
 
 def test_a_dry_run_says_what_reading_would():
-    text = describe(LOG, SCHEMA, items=TABLES["items"], users=TABLES["users"])
+    text = describe_log(LOG, SCHEMA, items=TABLES["items"], users=TABLES["users"])
     assert text == SessionLog.from_frame(LOG, SCHEMA, TABLES["items"], TABLES["users"], quiet=True).describe()
     assert text.startswith("400 of 400 rows are used, of 60 items, 80 users")
     assert "signal watch_time (duration, more is better, main): " in text
@@ -191,10 +192,10 @@ def test_times_in_any_unit(times, unit):
     from mmrf_jax.data.readers.frame import columns
 
     zone = "Europe/Berlin" if isinstance(times[0], datetime.datetime) else "UTC"
-    given, notes = Schema("u", "i", "t", [Signal("like")], time_zone=zone), columns.Notes()
+    given, notes = Schema("u", "i", "t", [Signal("like")], time_zone=zone), Notes()
     column = pl.Series("t", times)
-    found = columns.times(
-        column, columns.resolve(pl.DataFrame([column, pl.Series("like", [0, 1])]), given, notes), notes
+    found = datetimes.to_milliseconds(
+        column, columns.resolve_units(pl.DataFrame([column, pl.Series("like", [0, 1])]), given, notes), notes
     )
     assert found.to_list() == [1714557600_000, 1714557601_000]
     assert (f"times in t are in {unit}, by their size" in notes.assumed) == (unit is not None)
@@ -203,14 +204,14 @@ def test_times_in_any_unit(times, unit):
 def test_cells_without_a_value_are_empty_in_every_column():
     """NaN, and texts that are empty or blank."""
     blanks = pl.Series("x", ["a", "", "  ", None, "b"])
-    assert columns.ids(blanks).to_list() == ["a", None, None, None, "b"]
-    assert columns.ids(pl.Series([1.0, math.nan, None])).to_list() == [1, None, None]
+    assert cells.to_ids(blanks).to_list() == ["a", None, None, None, "b"]
+    assert cells.to_ids(pl.Series([1.0, math.nan, None])).to_list() == [1, None, None]
     for days in ([20240502.0, math.nan, None], ["2024-05-02", " ", ""]):
-        assert columns.dates(pl.Series(days)).to_list() == [20240502, None, None]
-    assert columns.dates(pl.Series([None, None])).to_list() == [None, None]
+        assert datetimes.to_days(pl.Series(days)).to_list() == [20240502, None, None]
+    assert datetimes.to_days(pl.Series([None, None])).to_list() == [None, None]
     with pytest.raises(ValueError, match=r"column 'd' of days has 20240502\.5 in row 0"):
-        columns.dates(pl.Series("d", [20240502.5]))
-    assert columns.numbers(pl.Series(["1.5", "", " ", None, " 2 "])).to_list() == [1.5, None, None, None, 2.0]
+        datetimes.to_days(pl.Series("d", [20240502.5]))
+    assert cells.to_numbers(pl.Series(["1.5", "", " ", None, " 2 "])).to_list() == [1.5, None, None, None, 2.0]
     flags = columns._signal(pl.Series(["1", "", "TRUE", " false"]), Signal("like"), 0)
     assert flags.to_list() == [1.0, None, 1.0, 0.0]
 
@@ -225,7 +226,7 @@ def test_cells_without_a_value_are_empty_in_every_column():
     ],
 )
 def test_a_candidate_counts_once_and_an_empty_one_not_at_all(lists, clean):
-    assert columns.id_lists(pl.Series("c", lists)).to_list() == clean
+    assert cells.to_id_lists(pl.Series("c", lists)).to_list() == clean
 
 
 def test_candidate_lists_with_repeated_and_empty_entries_are_those_without():
@@ -239,21 +240,24 @@ def test_candidate_lists_with_repeated_and_empty_entries_are_those_without():
 
 def test_the_unit_of_times_that_is_given_holds_and_another_size_is_noted():
     seconds = pl.Series("ts", [1_710_000_000] * 3)
-    notes = columns.Notes()
-    assert columns.resolve(LOG.head(3).with_columns(seconds), schema(time_unit="ms"), notes).time_unit == "ms"
+    notes = Notes()
+    assert columns.resolve_units(LOG.head(3).with_columns(seconds), schema(time_unit="ms"), notes).time_unit == "ms"
     assert notes.assumed[0] == "times in ts are in ms, as schema.time_unit says; their size is that of s"
-    assert columns.resolve(LOG.head(3).with_columns(seconds - seconds), schema(time_unit="s"), notes).time_unit == "s"
+    assert (
+        columns.resolve_units(LOG.head(3).with_columns(seconds - seconds), schema(time_unit="s"), notes).time_unit
+        == "s"
+    )
 
 
 def test_days_as_text_are_noted_as_days_are():
-    notes = columns.Notes()
-    columns.times(pl.Series("ts", ["2024-05-02", None]), SCHEMA, notes)
+    notes = Notes()
+    datetimes.to_milliseconds(pl.Series("ts", ["2024-05-02", None]), SCHEMA, notes)
     assert "ts has days without a time; each is midnight, so sessions last a day" in notes.assumed
 
 
 def test_the_index_of_pandas_is_a_column_if_it_has_a_name():
-    expected = columns.ids(LOG["user_id"])
-    assert tables.read(LOG.to_pandas().set_index("user_id"), "log", ["user_id"])["user_id"].equals(expected)
+    expected = cells.to_ids(LOG["user_id"])
+    assert tables.read_table(LOG.to_pandas().set_index("user_id"), "log", ["user_id"])["user_id"].equals(expected)
 
 
 @pytest.mark.parametrize(
@@ -267,4 +271,4 @@ def test_the_index_of_pandas_is_a_column_if_it_has_a_name():
 def test_other_kinds_of_text_are_named(text, message, tmp_path):
     (tmp_path / "x.csv").write_bytes(text)
     with pytest.raises(ValueError, match=re.escape(f"the log has no column 'a' (schema: user); {message}")):
-        tables.read(tmp_path / "x.csv", "log", None, {"user": "a"})
+        tables.read_table(tmp_path / "x.csv", "log", None, {"user": "a"})

@@ -68,7 +68,7 @@ def test_requests_sessions_and_parts():
     np.testing.assert_array_equal(train.feedback[0], [[1, 120], [0, 0]])  # minutes become seconds
     np.testing.assert_array_equal(train.feedback[1], [[0, 30], [0, 0]])
     assert train.date.tolist() == [20240501, 20240501] and np.isnan(train.log_propensity).all()
-    # In training the log ends at 10:05; nobody is away for longer than the gap. In the test a is, at 09:05.
+    # In training the log ends at 10:05; no one is away for longer than the gap. In the test a is, at 09:05.
     assert train.terminated.tolist() == [False, False] and log.test.terminated.tolist() == [True, False]
     assert all((log.part(name).terminated != log.part(name).truncated).all() for name in SPLITS)
 
@@ -144,7 +144,7 @@ def test_rows_shown_at_random_are_parts_of_their_own_and_in_no_history():
     np.testing.assert_array_equal(train.feedback[0, 0], [1, 120])
     np.testing.assert_allclose([*train.log_propensity, *test.log_propensity], np.log(1 / 4), rtol=1e-6)
     assert np.isnan(log.train.log_propensity).all() and train.truncated.all() and test.truncated.all()
-    # Nothing is fitted on them: y has features and may be a candidate, and no embedding of its own.
+    # Nothing is fitted on them: y has features and may be a candidate, and no separate embedding.
     assert log.items.embedding_id.tolist() == [0, 1, 2, 0, 3]  # w, x, y, z
     assert "where lottery is true, items were drawn uniformly" in log.describe()
     assert log.report["splits"]["random_train"]["rows"] == 1 and log.report["splits"]["train"]["rows"] == 4
@@ -275,7 +275,7 @@ def test_time_is_cut_by_shares_days_or_dates(split, wanted):
     schema = dataclasses.replace(SCHEMA, split=split)
     time, rows = np.arange(8) * 1_000, {int(d): int((day == d).sum()) for d in day}
     for pieces in ([time], [time[::2], time[1::2], time[:0]]):
-        assert requests.cut(requests.Times(pieces), rows, schema).of(time, day).tolist() == wanted
+        assert requests.cut_parts(requests.SortedTimes(pieces), rows, schema).of(time, day).tolist() == wanted
 
 
 @pytest.mark.parametrize("library", ["pandas", "pyarrow", "lazy", "csv", "csv.gz", "parquet", "ipc", "folder"])
@@ -360,8 +360,8 @@ def test_columns_of_the_context_are_features_of_the_request():
 def test_a_run_asks_for_the_context_by_name():
     given = table().with_columns(device=pl.lit("tv"))
     log = SessionLog.from_frame(given, dataclasses.replace(SCHEMA, context=["device"]), quiet=True)
-    encoders = [*named_features.plain(["hour_sin", "hour_cos", "hours_away"]), *log.encoders["context"]]
-    of_tv = named_features.encode(encoders, {"device": "tv", "hour_sin": 0.5, "hours_away": 1.0})
+    encoders = [*named_features.plain_encoders(["hour_sin", "hour_cos", "hours_away"]), *log.encoders["context"]]
+    of_tv = named_features.encode_named(encoders, {"device": "tv", "hour_sin": 0.5, "hours_away": 1.0})
     np.testing.assert_array_equal(of_tv, [0.5, 0, 1, 1, 0])
     np.testing.assert_array_equal(log.train.context[:, 3:5], [[1, 0]] * 3)
-    np.testing.assert_array_equal(named_features.encode(encoders, {"device": "new"}), [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(named_features.encode_named(encoders, {"device": "new"}), [0, 0, 0, 0, 1])

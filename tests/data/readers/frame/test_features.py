@@ -7,15 +7,15 @@ import polars as pl
 import pytest
 
 from mmrf_jax.data.readers.frame import features
-from mmrf_jax.data.readers.frame.columns import Notes
+from mmrf_jax.data.readers.frame.notes import Notes
 
 TRAIN = np.array([True, True, True, False])
 
 
 def encoded(values, in_train=TRAIN, **options):
     frame, notes = pl.DataFrame({"x": pl.Series(values, strict=False, **options)}), Notes()
-    made = features.fit(frame, ["x"], in_train, notes, "item")
-    return made, features.encode(frame, made), notes
+    made = features.fit_encoders(frame, ["x"], in_train, notes, "item")
+    return made, features.encode_table(frame, made), notes
 
 
 def test_numbers_are_standardised_on_the_training_rows():
@@ -87,6 +87,6 @@ def test_columns_that_are_no_features_are_named():
 
 def test_other_tables_are_encoded_as_they_were_fitted():
     made, _, _ = encoded([1.0, 3.0, None, 9.0])
-    np.testing.assert_array_equal(features.encode(pl.DataFrame({"x": [2.0, 4.0]}), made), [[0], [2]])
+    np.testing.assert_array_equal(features.encode_table(pl.DataFrame({"x": [2.0, 4.0]}), made), [[0], [2]])
     with pytest.raises(ValueError, match="the table has no column 'x', which the features need"):
-        features.encode(pl.DataFrame({"y": [2.0]}), made)
+        features.encode_table(pl.DataFrame({"y": [2.0]}), made)

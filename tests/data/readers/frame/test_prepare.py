@@ -37,8 +37,8 @@ def given(tmp_path_factory):
 
 def run(given, folder, engine=None, rows=ROWS, schema=SCHEMA):
     """The finished log."""
-    with tasks.processes(1) as here:
-        prepare.prepare(given, schema, folder, engine or here, rows=rows)
+    with tasks.worker_processes(1) as here:
+        prepare.prepare_frame_log(given, schema, folder, engine or here, rows=rows)
     return SessionLog.open(folder)
 
 
@@ -124,7 +124,7 @@ def test_integer_ids_and_a_table_of_candidates_are_divided_alike(given, tmp_path
 
 @pytest.mark.slow
 def test_several_processes_make_the_same_log(given, divided, tmp_path):
-    with tasks.processes(2) as engine:
+    with tasks.worker_processes(2) as engine:
         assert run(given, tmp_path / "two", engine).digest() == divided.digest()
 
 
@@ -151,7 +151,9 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(given, divided, tmp_path):
         except Stopped:
             assert not (tmp_path / "stopped").exists()
     done = [task for task in ran if task is not None]
-    assert len(done) == len(set(done)) and {name for name, _ in done} == {"sort", "order", "check", "write"}
+    assert len(done) == len(set(done)) and {name for name, _ in done} == {
+        *("sort_chunk", "order_bucket", "check_requests", "write_bucket")
+    }
     assert log.digest() == divided.digest() and [path.name for path in tmp_path.iterdir()] == ["stopped"]
 
 
@@ -160,12 +162,12 @@ def test_one_process_at_a_time_has_the_work_folder_though_its_holder_deletes_it(
     monkeypatch.setattr(tasks, "say", lambda line: (said.append(line), waits.set()))
 
     def wait():
-        with tasks.alone(work):
+        with tasks.held_alone(work):
             (work / "made").write_text("")
             goes.set()
 
     second = threading.Thread(target=wait)
-    with tasks.alone(work):
+    with tasks.held_alone(work):
         second.start()
         assert waits.wait(60)
         tasks.discard(work)
@@ -180,11 +182,11 @@ def test_tables_in_object_storage_have_the_same_key_in_every_process(tmp_path):
     (log / "0.csv").write_text("user\n1\n")
     (log / "1.csv").write_text("user\n2\n")
     tables = {"log": str(log), "items": [f"{log}/0.csv"], "users": None}
-    key = frame_log.key_of(tables, SCHEMA)
+    key = frame_log.log_key(tables, SCHEMA)
     copies._known.clear()  # as in another process, which makes its own copies
-    assert frame_log.key_of(tables, SCHEMA) == key
+    assert frame_log.log_key(tables, SCHEMA) == key
     (log / "1.csv").write_text("user\n3\n")
-    assert frame_log.key_of(tables, SCHEMA) != key
+    assert frame_log.log_key(tables, SCHEMA) != key
 
 
 def test_errors_name_rows_of_the_whole_log_and_leave_nothing(given, tmp_path):
@@ -218,7 +220,7 @@ def test_users_are_spread_over_buckets_by_a_hash_that_does_not_change():
 @pytest.mark.slow
 def test_beam_makes_the_same_log(given, divided, tmp_path):
     pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'mmrf_jax[beam]'")
-    assert run(given, tmp_path / "beam", tasks.pipelines()).digest() == divided.digest()
+    assert run(given, tmp_path / "beam", tasks.beam_pipelines()).digest() == divided.digest()
 
 
 MEASURE = """
@@ -230,8 +232,8 @@ from mmrf_jax.data.readers.kuairand import synthetic
 log, rows = pathlib.Path(sys.argv[1]), int(sys.argv[3])
 given = {"log": log / "log", "items": log / "items", "users": log / "users", "candidates": None}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with tasks.processes(1) as engine:
-    prepare.prepare(given, schema.load(log / "schema.py"), pathlib.Path(sys.argv[2]), engine, rows=rows)
+with tasks.worker_processes(1) as engine:
+    prepare.prepare_frame_log(given, schema.load(log / "schema.py"), pathlib.Path(sys.argv[2]), engine, rows=rows)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -12,4 +12,4 @@ def test_names_that_look_like_patterns_are_names(folder, tmp_path):
     (tmp_path / folder).mkdir()
     for name, write in (("x.csv", frame.write_csv), ("y.parquet", frame.write_parquet), ("z.arrow", frame.write_ipc)):
         write(tmp_path / folder / name)
-        assert tables.read(tmp_path / folder / name, "log").equals(frame)
+        assert tables.read_table(tmp_path / folder / name, "log").equals(frame)
