@@ -167,14 +167,14 @@ class _Part(NamedTuple):
         """Return the served metric within duration deciles."""
         if not self.mask.any():
             return []
-        columns = (x[self.mask] for x in (duration, rows.user_id, rows.scores[:, -1], self.label))
+        durations, users, scores = (x[self.mask] for x in (duration, rows.user_id, rows.scores[:, -1]))
         return [
             {
                 "duration": [decile.low, decile.high],
                 "gauc": decile.metric.value if decile.metric.eligible_users >= MIN_USERS else None,
                 "eligible_users": int(decile.metric.eligible_users),
             }
-            for decile in ranking.by_decile(*columns, self.of_groups)
+            for decile in ranking.by_decile(durations, users, scores, self.label[self.mask], self.of_groups)
         ]
 
 
