@@ -36,7 +36,7 @@ def register_env(name: str, factory: Factory) -> None:
     Example:
       >>> from mmrf_jax.envs.short_video import environment
       >>> def tiny(seed: int = 0):
-      ...     return environment.make(num_videos=40, num_candidates=40, slate_size=2, seed=seed)
+      ...     return environment.make_short_video(num_videos=40, num_candidates=40, slate_size=2, seed=seed)
       >>> register_env("tiny", tiny)
       >>> make("tiny").num_candidates
       40
