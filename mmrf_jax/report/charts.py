@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from bokeh.core.properties import value
 from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool, NumeralTickFormatter
-from bokeh.models.annotations import Span, Title, Whisker
+from bokeh.models.annotations import Span, TeeHead, Title, Whisker
 from bokeh.palettes import Blues256
 from bokeh.plotting import figure
 
@@ -265,7 +265,10 @@ def reliability(
         if share and place == 0:
             bounds = [wilson(share_of, n) for share_of, n in zip(y, rows, strict=True)]
             spread = ColumnDataSource({"x": x, "low": [b[0] for b in bounds], "high": [b[1] for b in bounds]})
-            plot.add_layout(Whisker(base="x", lower="low", upper="high", source=spread, line_color=look["colour"]))
+            ends = {f"{end}_head": TeeHead(size=8, line_color=look["colour"]) for end in ("lower", "upper")}
+            plot.add_layout(
+                Whisker(base="x", lower="low", upper="high", source=spread, line_color=look["colour"], **ends)
+            )
             top = max([top, *(b[1] for b in bounds)])
         plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"])
         drawn.append(plot.scatter("x", "y", source=data, marker=look["marker"], size=7, color=look["colour"]))
