@@ -26,7 +26,7 @@ def attention(run: Run) -> Part:
     caption = (
         "A row sums to 1: how an agent shares its attention among the others, on average over "
         f"{found['requests']:,} held-out requests and all heads. Even shares would be {1 / (len(agents) - 1):.2f}; "
-        "look for columns that are dark throughout, agents that everybody listens to. The last row is the main "
+        "look for columns that are dark throughout, agents that all others listen to. The last row is the main "
         "agent's."
     )
     return Part("attention", title, caption, grid(["attention-map"], "pair"), {"attention-map": figure})

@@ -64,7 +64,7 @@ def test_what_is_on_the_page():
     configs = found.sections["configs"]
     assert "methodmmrfbcmmrf" in configs and "train.batch326432" in configs and "world.seed112" in configs
     assert "3 of 5 fields." in configs
-    assert "bbc0bc is better than production: watch time +10.0 %" in found.sections["runs"]
+    assert "bbc is better than production: watch time +10.0 %" in found.sections["runs"]
     assert sum("data-root-id" in attributes for _, attributes in found.elements) == 2  # a difference, a curve
 
 
