@@ -194,7 +194,7 @@ def _metrics(runs: Sequence[Run]) -> Part:
     kinds = dict.fromkeys(kind for found in compared.values() for *_, kind in found.values())
     said = ["Small print: the difference to the first run, with its 95 % interval.", *(_HOW[kind] for kind in kinds)]
     if any(len(found) < len(metrics) for found in compared.values()):
-        said.append(f"There is none where fewer than {statistics.MIN_EVENTS} users of a run have any.")
+        said.append(f"No difference is given where fewer than {statistics.MIN_EVENTS} users of a run have any.")
     caption = " ".join(said)
     body = split(table(["metric", *(run.name for run in runs)], rows), grid(list(figures), "forest"))
     return Part("metrics", title, caption, body, figures)

@@ -95,7 +95,7 @@ def test_bold_is_better_or_worse_by_metric_and_section():
     ab = found.sections["ab-test"]
     assert "followsper video2+20.00 % better[+10.00, +30.00]1" in ab
     assert "hatesper videoless is better2+20.00 % worse[+10.00, +30.00]1" in ab
-    assert "Gini index of exposuresless is better2+20.00 % worse[+10.00, +30.00]1" in ab
+    assert "Gini indexof exposuresless is better2+20.00 % worse[+10.00, +30.00]1" in ab
     assert "0.6000+0.0200 better[+0.0100, +0.0300]" in found.sections["offline"]
     assert "−0.1000 better[−0.2000, −0.1000]" in found.sections["fidelity"]
     cells = [a.get("class") for tag, a in found.elements if tag == "td"]
