@@ -4,6 +4,7 @@
 # make test          set up .venv, then the tests (without those of the next two)
 # make test-slow     the slow tests: trainings, real processes killed, several devices, browsers
 # make test-nightly  what takes longer still: kills at random moments, more topologies, ten thousand updates
+# make test-trackers  W&B offline and MLflow's local stores, in an environment with both
 # make smoke         the wheel in a fresh environment, from an empty folder; smoke-oldest: oldest allowed versions
 # make lint          ruff, mypy, and the linters of images, manifests and shell scripts
 # Programs that tests compile are kept in .cache/xla, or in the folder that MMRF_TEST_CACHE names.
@@ -17,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-slow test-nightly smoke smoke-oldest lint clean
+.PHONY: train test test-slow test-nightly test-trackers smoke smoke-oldest lint clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +50,15 @@ test-slow: $(VENV)/.dev
 test-nightly: $(VENV)/.dev smoke-oldest
 	$(PYTEST) -m nightly --durations=20
 
+# Apart, because MLflow needs older versions of packages that the tests of object storage and of logs use.
+.venv-trackers/.built: pyproject.toml
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/pip install -q -e '.[wandb,mlflow]' 'pytest>=8'
+	touch $@
+
+test-trackers: .venv-trackers/.built
+	.venv-trackers/bin/python -m pytest tests/io/test_trackers.py
+
 smoke:
 	PYTHON=$(PYTHON) .ci/smoke
 
@@ -72,4 +82,4 @@ docs: .venv-docs/.built
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .venv-docs site .cache .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-docs .venv-trackers site .cache .pytest_cache .ruff_cache .mypy_cache

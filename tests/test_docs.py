@@ -20,7 +20,6 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*(ROOT / name for name in ("README.md", "WORKSPACE.md", "CONTRIBUTING.md", "CHANGELOG.md")), *DOCS]
 PAGES += sorted((ROOT / "examples").rglob("*.md"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
-#: Names of the API that README.md describes and `mmrf_jax` does not have yet.
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -95,6 +94,14 @@ def test_the_method_s_page_names_code_that_exists():
         if last not in defined:
             missing.append(name)
     assert len(named) > 15 and not missing
+
+
+def test_the_path_of_a_batch_names_functions_that_exist():
+    text = (ROOT / "docs" / "update.md").read_text()
+    steps = re.findall(r"^\| \d \| `([\w/]+\.py)` \| `(\w+)`", text, re.MULTILINE)
+    assert len(steps) == 5
+    for file, name in steps:
+        assert f"def {name}(" in (ROOT / "mmrf_jax" / file).read_text(), (file, name)
 
 
 def commands(text: str) -> list[str]:

@@ -45,7 +45,6 @@ def test_the_notebook_has_no_outputs():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("make" not in mmrf.__all__, reason="the notebook needs mmrf_jax.make and rollout")
 def test_the_notebook_runs(valid, monkeypatch):
     import nbclient
     import nbformat

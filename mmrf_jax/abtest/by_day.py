@@ -89,8 +89,9 @@ def format_days(result: Mapping[str, Any], metric: str) -> str:
       metric: key of its metrics.
     """
     arms, less = list(result["ab_test"]), metric in statistics.lower_is_better(result)
+    control = statistics.control_of(result["ab_test"])
     rows = [
-        [str(row["day"]), *(statistics.cell(row["ab_test"][arm][metric], less) for arm in arms)]
+        [str(row["day"]), *(statistics.cell(row["ab_test"][arm][metric], less, arm == control) for arm in arms)]
         for row in result["by_day"]
     ]
     return tables.markdown(["day", *(f"{arm}, {metric}" for arm in arms)], rows)

@@ -306,6 +306,7 @@ def format_ab_test(results: Mapping[str, Any], metrics: Sequence[str] | None = N
       KeyError: for a metric that an arm does not have.
     """
     less, results = lower_is_better(results), results.get("ab_test", results)
+    control = control_of(results)
     metrics = list(next(iter(results.values()))) if metrics is None else list(metrics)
     names = ["arm", *results]
     names = [name.ljust(max(map(len, names))) for name in names]
@@ -316,7 +317,7 @@ def format_ab_test(results: Mapping[str, Any], metrics: Sequence[str] | None = N
             raise KeyError(
                 f"metric {metric!r} is not among the results of {missing}; choose among {list(results[missing[0]])}"
             )
-        cells = [metric, *(cell(results[arm][metric], metric in less) for arm in results)]
+        cells = [metric, *(cell(results[arm][metric], metric in less, arm == control) for arm in results)]
         size = max(map(len, cells))
         if not tables or len(tables[-1][0]) + size + 3 > width:
             tables.append([f"| {name} |" for name in names])
@@ -408,16 +409,19 @@ def too_small(results: Mapping[str, Any], metric: str = "") -> str:
     return f"{text}the true difference may be 0, and as large as {max(known):.2g} %; use more sessions."
 
 
-def cell(entry: Mapping[str, Any], less: bool = False) -> str:
+def cell(entry: Mapping[str, Any], less: bool = False, control: bool = False) -> str:
     """Format a metric of an arm as "mean, diff % [low, high]", with "better" or "worse" if the interval excludes 0.
 
     Args:
       entry: of `ABTest.results`.
       less: whether less is better.
+      control: whether it is of the control, which has no difference to itself.
     """
     mean = "–" if entry["mean"] is None else f"{entry['mean']:.4g}"
     if entry["mean"] is not None and abs(entry["mean"]) >= 1000:
         mean = f"{entry['mean']:,.0f}"
+    if control:
+        return mean
     if entry["diff_pct"] is None:
         return f"{mean}, {reason(entry)}"
     low, high = entry["ci95"]

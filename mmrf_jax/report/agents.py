@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrf_jax.report import charts
+from mmrf_jax.report import charts, labels
 from mmrf_jax.report.markup import Cell, data, escape, flat, plain, table
 from mmrf_jax.report.sections import Part, Run, grid
 
 
 def _agents(run: Run) -> list[str]:
-    return list(run.explained["sessions"]["agents"])
+    return [labels.name(agent) for agent in run.explained["sessions"]["agents"]]
 
 
 def attention(run: Run) -> Part:
@@ -26,7 +26,7 @@ def attention(run: Run) -> Part:
     caption = (
         "A row sums to 1: how an agent shares its attention among the others, on average over "
         f"{found['requests']:,} held-out requests and all heads. Even shares would be {1 / (len(agents) - 1):.2f}; "
-        "look for columns that are dark throughout, agents that everybody listens to. The last row is the main "
+        "look for columns that are dark throughout, agents that all others listen to. The last row is the main "
         "agent's."
     )
     return Part("attention", title, caption, grid(["attention-map"], "pair"), {"attention-map": figure})
@@ -67,16 +67,16 @@ def explorer(run: Run) -> Part:
         else "The longest sessions of the held-out log, as they were logged: another ranker chose what was shown. "
         "Users and videos have the numbers of the prepared log."
     )
-    main = found["agents"][-1]
+    names = _agents(run)
     caption = (
-        f"{whose} Listed are the videos that were shown, with what the user did, then others that {main} or "
-        "another agent ranks high. Scores are compared within a column only; no. is the place among all "
-        "candidates, and a frame marks those that the agent alone would have shown."
+        f"{whose} Listed are the videos that were shown, with what the user did, then others that the agent of "
+        f"{names[-1]} or another one ranks high. Scores are compared within a column only; no. is the place among "
+        "all candidates, and a frame marks those that the agent alone would have shown."
     )
-    for name in found["agents"]:
-        if name in run.signals.names and run.signals.sign(name) < 0:
+    for agent, name in zip(found["agents"], names, strict=True):
+        if agent in run.signals.names and run.signals.sign(agent) < 0:
             caption += f" The agent of {name} ranks high what it expects to get none."
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in found["agents"])
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = f"""<div class="controls"><label>User <select id="user"></select></label>
 <div><label id="requests-label">Request</label>
 <div id="requests" role="group" aria-labelledby="requests-label"></div></div></div>
@@ -89,13 +89,14 @@ def explorer(run: Run) -> Part:
 
 
 def settings(run: Run) -> Part:
-    body = _starts(run)
+    body, time = _starts(run), ""
     spent = next((row for row in reversed(run.rows) if row["phase"] == "time"), None)
     if spent:
         seconds = {name.removeprefix("seconds_"): x for name, x in spent.items() if name.startswith("seconds_")}
         rows = [[name, f"{x:,.1f}", f"{x / (sum(seconds.values()) or 1):.0%}"] for name, x in seconds.items()]
-        body += "<h3>Time of the last start</h3>" + table(["phase", "seconds", "share"], rows)
-    body += "<h3>Versions that wrote this page</h3>" + table(["library", "version"], run.versions.items())
+        time = f"<div><h3>Time of the last start</h3>{table(['phase', 'seconds', 'share'], rows)}</div>"
+    versions = table(["library", "version"], run.versions.items())
+    body += f'<div class="tables">{time}<div><h3>Versions that wrote this page</h3>{versions}</div></div>'
     body += _details("Config", run.config)
     if run.source:
         body += _details("Input, as counted", run.source)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from bokeh.core.properties import value
 from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool, NumeralTickFormatter
-from bokeh.models.annotations import Span, Title, Whisker
+from bokeh.models.annotations import Span, TeeHead, Title, Whisker
 from bokeh.palettes import Blues256
 from bokeh.plotting import figure
 
 from mmrf_jax.abtest import statistics
 from mmrf_jax.report.labels import show
-from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, style
+from mmrf_jax.report.palette import AXIS, COLOURS, DIRECTIONS, GRID, INK, PAPER, style
 
 _CELL_INK = "#1f2934"  # dark on light cells of a heat map, on a dark page too
 _FONT = "system-ui, sans-serif"
@@ -159,7 +159,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control:
     plot = _blank(title, 84 + 34 * len(rows), f"difference to {control}, %", y_range=names[::-1])
     plot.ygrid.grid_line_color = None
     plot.xaxis.ticker.desired_num_ticks = 4
-    plot.add_layout(Span(location=0, dimension="height", line_color=INK, line_dash="dashed"))
+    plot.add_layout(Span(location=0, dimension="height", line_color=INK, line_dash="dashed", level="underlay"))
     columns = dict(zip(("name", "diff", "low", "high"), map(list, zip(*rows, strict=True)), strict=True))
     columns["text"] = [f"{show(diff, '+.1f')} %" for diff in columns["diff"]]
     outcomes = [statistics.verdict(bounds, less) for bounds in zip(columns["low"], columns["high"], strict=True)]
@@ -189,7 +189,8 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control:
 
 
 def _texts(plot: Figure, x: str, y: str, data: ColumnDataSource, **options) -> None:
-    plot.text(x, y, "text", source=data, text_font=value(_FONT), text_font_size="11px", text_color=INK, **options)
+    look = {"text_font": value(_FONT), "text_font_size": "11px", "text_color": INK, "background_fill_color": PAPER}
+    plot.text(x, y, "text", source=data, **look, **options)
 
 
 def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
@@ -203,7 +204,7 @@ def shares(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
     plot = _blank(
         title, 90 + 26 * len(rows), label, y_range=names[::-1], x_axis_type="log", x_range=(0.5 * low, 30.0 * high)
     )
-    plot.add_layout(Span(location=1.0, dimension="height", line_color=INK, line_dash="dashed"))
+    plot.add_layout(Span(location=1.0, dimension="height", line_color=INK, line_dash="dashed", level="underlay"))
     columns = dict(zip(("name", "share", "text"), map(list, zip(*rows, strict=True)), strict=True))
     data = ColumnDataSource(columns)
     dots = plot.scatter("share", "name", source=data, marker="circle", size=9, color=COLOURS[0])
@@ -265,7 +266,10 @@ def reliability(
         if share and place == 0:
             bounds = [wilson(share_of, n) for share_of, n in zip(y, rows, strict=True)]
             spread = ColumnDataSource({"x": x, "low": [b[0] for b in bounds], "high": [b[1] for b in bounds]})
-            plot.add_layout(Whisker(base="x", lower="low", upper="high", source=spread, line_color=look["colour"]))
+            ends = {f"{end}_head": TeeHead(size=8, line_color=look["colour"]) for end in ("lower", "upper")}
+            plot.add_layout(
+                Whisker(base="x", lower="low", upper="high", source=spread, line_color=look["colour"], **ends)
+            )
             top = max([top, *(b[1] for b in bounds)])
         plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"])
         drawn.append(plot.scatter("x", "y", source=data, marker=look["marker"], size=7, color=look["colour"]))

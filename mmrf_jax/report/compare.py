@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mmrf_jax.abtest import statistics
-from mmrf_jax.report import charts, labels, page, training, verdict
+from mmrf_jax.report import charts, evaluation, labels, page, training, verdict
 from mmrf_jax.report.markup import NOTHING, Cell, change, escape, flat, interval, legend, number, plain, table
-from mmrf_jax.report.sections import Part, grid
+from mmrf_jax.report.sections import Part, grid, split
 
 #: Sections of a config that decide the users whom a run is tested on; runs that differ there are not paired.
 _WORLD = ("source", "simulator", "simulator_checkpoint", "world", "data")
@@ -144,9 +144,9 @@ def _overview(runs: Sequence[Run]) -> Part:
         rows.append(
             [
                 run.name,
+                Cell(found.sentence, kind="text wrap"),
                 Cell(run.config["method"], kind="text"),
                 str(run.config["seed"]),
-                Cell(found.sentence, kind="text wrap"),
                 Cell(start.get("commit", NOTHING), kind="text"),
                 Cell(start.get("host", NOTHING), kind="text"),
                 Cell(start.get("start", NOTHING), kind="text"),
@@ -156,9 +156,9 @@ def _overview(runs: Sequence[Run]) -> Part:
     text = {name: Cell(name, kind="text") for name in names}
     head: list[str | Cell] = [
         "run",
+        text["verdict"],
         text["method"],
         "seed",
-        text["verdict"],
         text["commit"],
         text["host"],
         text["start"],
@@ -192,8 +192,11 @@ def _metrics(runs: Sequence[Run]) -> Part:
         if shown:
             figures[f"difference-{metric}"] = charts.forest(labels.titled(signals, metric), shown, first.name, less)
     kinds = dict.fromkeys(kind for found in compared.values() for *_, kind in found.values())
-    caption = " ".join(["Small print: the difference to the first run, with its 95 % interval.", *map(_HOW.get, kinds)])  # type: ignore[list-item]
-    body = grid(list(figures), "forest") + table(["metric", *(run.name for run in runs)], rows)
+    said = ["Small print: the difference to the first run, with its 95 % interval.", *(_HOW[kind] for kind in kinds)]
+    if any(len(found) < len(metrics) for found in compared.values()):
+        said.append(f"No difference is given where fewer than {statistics.MIN_EVENTS} users of a run have any.")
+    caption = " ".join(said)
+    body = split(table(["metric", *(run.name for run in runs)], rows), grid(list(figures), "forest"))
     return Part("metrics", title, caption, body, figures)
 
 
@@ -210,7 +213,7 @@ def _offline(runs: Sequence[Run]) -> Part | None:
     if not present:
         return None
     rows: list[list[str | Cell]] = []
-    for signal in present:
+    for signal, _ in evaluation.in_order(statistics.signals_of(runs[0].results), present):
         row: list[str | Cell] = [labels.name(signal)]
         base = runs[0].results.get("offline", {}).get(signal, {})
         for run in runs:
@@ -267,5 +270,5 @@ def _configs(runs: Sequence[Run]) -> Part:
         [name, *(Cell(plain(config.get(name, NOTHING)), kind="text") for config in found)] for name in differ
     ]
     head: list[str | Cell] = ["field", *(Cell(run.name, kind="text") for run in runs)]
-    caption = f"The {len(differ)} fields that differ, of {len(names)}."
+    caption = f"{len(differ)} of {len(names)} fields."
     return Part("configs", "Config differences", caption, table(head, rows))

@@ -86,7 +86,7 @@ def difference(entry: Mapping[str, Any] | None, less: bool) -> Cell:
     return change(number(entry["mean"]), entry["diff_pct"], entry["ci95"], "+.2f %", less)
 
 
-def _in_order(signals: Signals, entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def in_order(signals: Signals, entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the entries in the usual order of signals, entries of no signal last."""
 
     def place(name):
@@ -108,7 +108,7 @@ def offline(run: Run) -> Part:
     for log, entries in logs.items():
         rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
         rows: list[list[str | Cell]] = []
-        for signal, entry in _in_order(run.signals, entries):
+        for signal, entry in in_order(run.signals, entries):
             row: list[str | Cell] = [labels.name(signal), f"{entry['eligible_users']:,}"]
             row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_agent"))]
             for ranker in rankers:
@@ -140,7 +140,7 @@ def model_quality(run: Run) -> Part:
     rankers = [*(r for r in _RANKERS if r in there), *(r for r in there if r not in _RANKERS)]
     figures: dict[str, charts.Figure] = {}
     rows: list[list[str | Cell]] = []
-    for signal, entries in _in_order(run.signals, found):
+    for signal, entries in in_order(run.signals, found):
         series = {r: (i, entries[r]["by_decile"]) for i, r in enumerate(rankers) if r in entries}
         numeric = signal in run.signals.numeric_names
         kind = run.signals.signals[run.signals.index(signal)].kind

@@ -23,7 +23,7 @@ _METRICS = {
     "hate": ("hates", "per video"),
     "profile_enter": ("profile visits", "per video"),
     "coverage": ("catalogue coverage", "share of videos"),
-    "gini": ("Gini index of exposures", ""),
+    "gini": ("Gini index", "of exposures"),
     "ild": ("diversity in a slate", ""),
     "visits": ("sessions", "per user and day"),
     "watch_time_per_day": ("watch time per day", "seconds per user and day"),

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,11 @@ class Cell:
 
 def escape(text: Any) -> str:
     return html.escape(str(text), quote=True)
+
+
+def prose(text: str) -> str:
+    """Escape a sentence; no line ends before "%" or within an interval."""
+    return re.sub(r"\[([^][\s]+), ([^][\s]+)\]", r"[\1,&nbsp;\2]", escape(text).replace(" %", "&nbsp;%"))
 
 
 def number(x: float | None, digits: int = 4) -> str:

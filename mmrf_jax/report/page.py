@@ -16,7 +16,7 @@ from bokeh.resources import Resources
 
 from mmrf_jax.abtest import statistics
 from mmrf_jax.report import agents, charts, evaluation, labels, markup, palette, sections, speed, training, verdict
-from mmrf_jax.report.markup import data, escape
+from mmrf_jax.report.markup import data, escape, prose
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
@@ -42,8 +42,7 @@ def build(run: sections.Run) -> str:
     parts = [part for make in makers if (part := make(run)) is not None]
     found = verdict.of_run(run.results, run.config)
     title = f"{run.name}: {run.config['method']} on {run.config['source']}"
-    sentence = escape(found.sentence).replace(" %", "&nbsp;%")
-    top = f'<p class="verdict {found.outcome}">{sentence}</p>\n{_tiles(run, found)}'
+    top = f'<p class="verdict {found.outcome}">{prose(found.sentence)}</p>\n{_tiles(run, found)}'
     return render(title, _lead(run), top, parts)
 
 
@@ -110,8 +109,7 @@ def _section(part: sections.Part, boxes: Mapping[str, str]) -> str:
     body = f'<p class="missing">{escape(part.missing)}</p>' if part.missing else part.body
     for name, box in boxes.items():
         body = body.replace("{{" + name + "}}", f'<div class="chart">{box}</div>')
-    text = escape(part.caption).replace(" %", "&nbsp;%")
-    caption = f'<p class="caption">{text}</p>' if text and not part.missing else ""
+    caption = f'<p class="caption">{prose(part.caption)}</p>' if part.caption and not part.missing else ""
     return f'<section id="{part.identity}">\n<h2>{escape(part.title)}</h2>\n{caption}{body}\n</section>'
 
 
@@ -145,7 +143,7 @@ def _tiles(run: sections.Run, found: verdict.Verdict) -> str:
     tiles = _of_arm(run, own, metrics) if found.metric in own else _of_logs(run, metrics)
     lines = [
         f'<div class="tile {outcome}"><span>{escape(name)}</span><b>{escape(figure)}</b>'
-        f"<small>{escape(detail)}</small></div>"
+        f"<small>{prose(detail)}</small></div>"
         for name, figure, detail, outcome in tiles
     ]
     return f'<div class="tiles">{"".join(lines)}</div>' if lines else ""
@@ -153,10 +151,13 @@ def _tiles(run: sections.Run, found: verdict.Verdict) -> str:
 
 def _of_arm(run: sections.Run, own: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     control, _ = evaluation.arms(run)
+    base = run.results["ab_test"][control]
     for metric in (metric for metric in metrics if metric in own):
         cell = evaluation.difference(own[metric], metric in statistics.lower_is_better(run.signals))
         if isinstance(cell.detail, str):  # why there is no interval
-            yield labels.name(metric), cell.text, cell.detail, ""
+            unit, other = labels.units(run.signals, metric)[0], markup.number(base.get(metric, {}).get("mean"))
+            means = f"{cell.text} {unit}, {control} {other}"
+            yield labels.name(metric), cell.detail, means, ""
         else:
             figure, bounds = labels.show(own[metric]["diff_pct"], "+.1f"), markup.interval(own[metric]["ci95"], "+.1f")
             yield labels.name(metric), f"{figure} %", _compared(cell.outcome, control, bounds), cell.outcome

@@ -9,11 +9,13 @@ DASHES = ("solid", "dashed", "dotdash", "dotted", "solid", "dashed", "dotdash")
 #: A difference for the better, for the worse, or neither: colour and marker.
 DIRECTIONS = {"better": ("#0072B2", "triangle"), "worse": ("#D55E00", "inverted_triangle"), "": ("#7b8794", "circle")}
 INK, GRID, AXIS = "#1f2933", "#e4e7eb", "#9aa5b1"
+PAPER = "#fefefe"  # behind text; not quite the white of text on dark cells, which stays white on a dark page
 #: Colours of a dark page, which the script of the charts uses instead of those on the left.
 DARK = {
     INK: "#e4e7eb",
     GRID: "#323c47",
     AXIS: "#7b8794",
+    PAPER: "#1b222a",
     "#0072B2": "#4aa8e0",
     "#D55E00": "#ff8b4d",
     "#009E73": "#2fc49b",

@@ -153,9 +153,11 @@ def growth(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Non
         if sizes[-1] < 100:  # a few processes: label the sizes instead of powers of ten
             axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.minorticks_off()
-        _dress(axis, part, *labels.growth_axes(part, unit))
+        x, y = labels.growth_axes(part, unit)
+        _dress(axis, part, x, y if len(curves) > 1 else f"{next(iter(curves))}, {y}")
         axis.set_ylim(0.0, 1.3 * max(value for points in curves.values() for _, value in points))
-        axis.legend(fontsize=8, frameon=False, labelcolor=INK)
+        if len(curves) > 1:
+            axis.legend(fontsize=8, frameon=False, labelcolor=INK)
     _save(figure, path)
 
 

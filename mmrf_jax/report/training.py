@@ -49,7 +49,8 @@ def round_ends(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 def grouped(signals: Signals, names: Iterable[str], prefix: str) -> str:
     """Return the placeholders `PREFIX-NAME` of the curves of logged metrics, by what they are."""
     groups: dict[str, list[str]] = {"loss": [], "objective": [], "": []}
-    for name in names:
+    order = {signal: place for place, signal in enumerate(signals.names)}
+    for name in sorted(names, key=lambda name: order.get(name.partition("/")[2], len(order))):
         first, _, last = name.partition("/")
         known = first == "objective" or (first == "loss" and last in (*signals.names, "continuation"))
         groups[first if known else ""].append(f"{prefix}-{name}")

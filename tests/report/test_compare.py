@@ -63,8 +63,8 @@ def test_what_is_on_the_page():
     assert "c is of another world than a (world.seed)" in text and "Of 40 runs these are shown." in text
     configs = found.sections["configs"]
     assert "methodmmrfbcmmrf" in configs and "train.batch326432" in configs and "world.seed112" in configs
-    assert "The 3 fields that differ, of 5." in configs
-    assert "bbc0bc is better than production: watch time +10.0 %" in found.sections["runs"]
+    assert "3 of 5 fields." in configs
+    assert "bbc is better than production: watch time +10.0 %" in found.sections["runs"]
     assert sum("data-root-id" in attributes for _, attributes in found.elements) == 2  # a difference, a curve
 
 

@@ -95,7 +95,7 @@ def test_bold_is_better_or_worse_by_metric_and_section():
     ab = found.sections["ab-test"]
     assert "followsper video2+20.00 % better[+10.00, +30.00]1" in ab
     assert "hatesper videoless is better2+20.00 % worse[+10.00, +30.00]1" in ab
-    assert "Gini index of exposuresless is better2+20.00 % worse[+10.00, +30.00]1" in ab
+    assert "Gini indexof exposuresless is better2+20.00 % worse[+10.00, +30.00]1" in ab
     assert "0.6000+0.0200 better[+0.0100, +0.0300]" in found.sections["offline"]
     assert "−0.1000 better[−0.2000, −0.1000]" in found.sections["model-quality"]
     cells = [a.get("class") for tag, a in found.elements if tag == "td"]
@@ -104,11 +104,12 @@ def test_bold_is_better_or_worse_by_metric_and_section():
 
 def test_the_verdict_stands_on_top_with_its_tiles():
     found = plain()
-    sentence = "mmrf is not distinguishable from production: watch time +10.0&nbsp;% [−1.5, +21.5]"
+    sentence = "mmrf is not distinguishable from production: watch time +10.0&nbsp;% [−1.5,&nbsp;+21.5]"
     assert f'<p class="verdict unclear">{sentence}' in found and found.index("verdict unclear") < found.index("<nav")
-    small = "<small>to production, [−1.5, +21.5]</small>"
+    small = "<small>to production, [−1.5,&nbsp;+21.5]</small>"
     assert f'<div class="tile "><span>watch time</span><b>+10.0 %</b>{small}</div>' in found
     results = json.loads(json.dumps(make_run().results))
+    results["ab_test"]["production"]["click"] = {"mean": 0.5, "diff_pct": 0.0, "ci95": [0.0, 0.0]}
     results["ab_test"]["mmrf"] |= {
         "watch_time": {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]},
         "hate": {"mean": 2.0, "diff_pct": 20.0, "ci95": [10.0, 30.0]},
@@ -117,9 +118,10 @@ def test_the_verdict_stands_on_top_with_its_tiles():
     found = page.build(make_run(results=results, rows=[]))
     assert '<p class="verdict better">mmrf is better than production' in found
     assert '<div class="tile better"><span>watch time</span>' in found
-    worse = "<b>+20.0 %</b><small>worse than production, [+10.0, +30.0]</small>"
+    worse = "<b>+20.0 %</b><small>worse than production, [+10.0,&nbsp;+30.0]</small>"
     assert f'<div class="tile worse"><span>hates</span>{worse}' in found
-    assert '<div class="tile "><span>clicks</span><b>0.25</b><small>too few</small>' in found
+    means = "<small>0.25 per video, production 0.5</small>"
+    assert f'<div class="tile "><span>clicks</span><b>too few</b>{means}' in found
     assert '<p class="verdict none">No verdict yet' in page.build(make_run(results={}, rows=[]))
 
 
@@ -133,8 +135,8 @@ def test_tiles_of_logs_are_the_baselines():
     del results["ab_test"]
     results["offline"]["watch_time_xauc"] = results["offline"]["click"] | {"against": against}
     found = page.build(make_run(results=results, rows=[]))
-    assert "By watch time (XAUC), mmrf is better than popularity (+0.0200 [+0.0100, +0.0300]) and not" in found
-    tile = "<b>+0.0200</b><small>better than popularity, [+0.0100, +0.0300]</small></div>"
+    assert "By watch time (XAUC), mmrf is better than popularity (+0.0200 [+0.0100,&nbsp;+0.0300]) and not" in found
+    tile = "<b>+0.0200</b><small>better than popularity, [+0.0100,&nbsp;+0.0300]</small></div>"
     assert f'<div class="tile better"><span>XAUC of watch time</span>{tile}' in found
     assert found.count('<div class="tile ') == 1
 

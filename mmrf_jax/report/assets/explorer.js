@@ -56,7 +56,7 @@
       line.append(name, answer(row));
       row.scores.forEach((score, i) => {
         const top = row.ranks[i] <= Math.max(slate[u][t], 1);
-        const cell = make("td", score.toFixed(2), top ? "score top" : "score");
+        const cell = make("td", score.toFixed(2).replace("-", "−"), top ? "score top" : "score");
         cell.append(make("small", `no. ${row.ranks[i]}`));
         line.append(cell);
       });
