@@ -266,10 +266,10 @@ def reliability(
         if share and place == 0:
             bounds = [wilson(share_of, n) for share_of, n in zip(y, rows, strict=True)]
             spread = ColumnDataSource({"x": x, "low": [b[0] for b in bounds], "high": [b[1] for b in bounds]})
-            ends = {f"{end}_head": TeeHead(size=8, line_color=look["colour"]) for end in ("lower", "upper")}
-            plot.add_layout(
-                Whisker(base="x", lower="low", upper="high", source=spread, line_color=look["colour"], **ends)
-            )
+            colour, whisker = look["colour"], Whisker(base="x", lower="low", upper="high", source=spread)
+            whisker.line_color = colour
+            whisker.lower_head, whisker.upper_head = (TeeHead(size=8, line_color=colour) for _ in range(2))
+            plot.add_layout(whisker)
             top = max([top, *(b[1] for b in bounds)])
         plot.line("x", "y", source=data, line_color=look["colour"], line_dash=look["dash"])
         drawn.append(plot.scatter("x", "y", source=data, marker=look["marker"], size=7, color=look["colour"]))

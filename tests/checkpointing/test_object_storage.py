@@ -14,6 +14,11 @@ from mmrf_jax.checkpointing import integrity, manager, staging
 from mmrf_jax.checkpointing.manager import CheckpointError, Checkpoints, targets
 from mmrf_jax.io import copies, retries, storage
 
+#: Of what does not depend on the storage, one is fast enough.
+MEMORY_FIRST = pytest.mark.parametrize(
+    "folder", ["memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gs", "s3"))], indirect=True
+)
+
 
 @pytest.fixture(params=["gs", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def folder(request, tmp_path, monkeypatch):
@@ -55,6 +60,7 @@ def test_states_come_back_bit_for_bit_and_old_ones_go(folder):
     assert {"commit_success.txt", "checksums.json"} < set(files_of(folder, 3))
 
 
+@MEMORY_FIRST
 def test_the_newest_is_damaged(folder, warnings):
     """A file lacks, is cut short, or is altered and as long as before."""
     fill(folder, (1, 2, 3, 4), keep=4)
@@ -73,6 +79,7 @@ def test_the_newest_is_damaged(folder, warnings):
     assert "falling back to step 1" in warnings[-1]
 
 
+@MEMORY_FIRST
 def test_a_step_without_its_commit_is_none(folder):
     """As of a process that was killed while it wrote, or while it deleted."""
     fill(folder, (1, 2))

@@ -21,17 +21,23 @@ TINY = (
     "--config.quick=True",
     "--config.world.num_videos=1000",
     "--config.world.candidates=20",
-    "--config.collect.sessions=200",
-    "--config.collect.test_sessions=200",
+    "--config.collect.sessions=100",
+    "--config.collect.test_sessions=100",
     "--config.ab_test.sessions=64",
-    "--config.train.batch=32",
-    "--config.feedback.batch=32",
+    "--config.train.batch=16",
+    "--config.feedback.batch=16",
     "--config.agents.counterfactual_weight=0.5",
     "--config.alternation.gap_sessions=64",
     "--config.log_every=2",
     "--config.checkpoint_every=5",
 )
 
+#: After those: a shorter one.
+ONE_ROUND = ("--config.alternation.rounds=1", "--config.alternation.gap_sessions=0")
+
+
+#: The name of a folder that holds what some library takes for something else.
+ODD = """x[3] *?'"{0}%d$H$ #é✓"""
 
 #: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
 #: code. A fork runs each, which has nothing of JAX but its imports: the process that a start would be a second later.
@@ -146,6 +152,7 @@ class Launcher:
         devices: int = 1,
         processes: int = 1,
         stop_at: tuple[str, int] | None = None,
+        cwd: Path = ROOT,
     ):
         """The process without waiting for it; its output goes to the new file `log`.
 
@@ -157,7 +164,8 @@ class Launcher:
             script = ROOT / "tests" / "multiprocess" / "stop_at.py"
             command = [sys.executable, script, *map(str, stop_at), f"launch.{name}", *map(str, args)]
         with log.open("xb") as out:
-            return subprocess.Popen(command, env=self.environment(devices), cwd=ROOT, stdout=out, stderr=out)
+            env = self.environment(devices) | {"PYTHONPATH": str(ROOT)}
+            return subprocess.Popen(command, env=env, cwd=cwd, stdout=out, stderr=out)
 
     def ok(self, name: str, *args: object, **kwargs) -> subprocess.CompletedProcess:
         done = self(name, *args, **kwargs)

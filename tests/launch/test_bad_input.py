@@ -91,7 +91,9 @@ def damage(step_dir, how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["truncated", "missing", "flipped"])
+@pytest.mark.parametrize(
+    "how", ["flipped", *(pytest.param(how, marks=pytest.mark.nightly) for how in ("truncated", "missing"))]
+)
 def test_a_damaged_checkpoint(how, finished, launch, tmp_path):
     """The one before serves, and the end is the same."""
     run = shutil.copytree(finished, tmp_path / "run")

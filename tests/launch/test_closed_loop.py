@@ -13,10 +13,12 @@ SESSIONS = 64
 
 @pytest.mark.slow
 def test_rankers_are_served_learned_from_and_swapped(launch, tmp_path):
-    workdir = tmp_path / "loop"
-    arguments = (*processes.TINY, f"--sessions={SESSIONS}", f"--workdir={workdir}", "--rounds=2")
-    log = tmp_path / "log"
-    stopped = launch.start("closed_loop", *arguments, log=log)  # in the middle of a round
+    folder, log = tmp_path / processes.ODD, tmp_path / "log"
+    folder.mkdir()
+    shape = (*processes.TINY[1:], f"--sessions={SESSIONS}", "--rounds=2")  # with its default config
+    stopped = launch.start("closed_loop", *shape, "--workdir=[loop]", log=log, cwd=folder)  # in the middle of a round
+    workdir = folder / "[loop]"
+    arguments = (*processes.TINY, *shape[-2:], f"--workdir={workdir}")
     assert processes.wait_until(stopped, lambda: "round 1: train" in log.read_text())
     stopped.send_signal(signal.SIGKILL)
     stopped.wait()

@@ -13,16 +13,16 @@ from mmrf_jax.data import records
 @pytest.mark.slow
 def test_a_collected_log_trains(launch, tmp_path):
     log_dir, run = tmp_path / "log", tmp_path / "run"
-    done = launch.ok("collect", *TINY, "--sessions=200", f"--out={log_dir}")
+    done = launch.ok("collect", *TINY, "--sessions=100", f"--out={log_dir}")
     log, _ = records.read_log(log_dir)
-    assert log.num_sessions == 200 and log.scores is not None
-    assert f"200 sessions, {log.num_requests} requests" in done.stdout
+    assert log.num_sessions == 100 and log.scores is not None
+    assert f"100 sessions, {log.num_requests} requests" in done.stdout
     assert np.isfinite(log.log_propensity).all()
-    error_line(launch("collect", *TINY, "--sessions=200", f"--out={log_dir}"), "exists", str(log_dir))
+    error_line(launch("collect", *TINY, "--sessions=100", f"--out={log_dir}"), "exists", str(log_dir))
 
     launch.ok("train", *TINY, f"--config.data.dir={log_dir}", "--config.alternation.rounds=1", f"--workdir={run}")
     train = results(run)["train"]
-    assert (train["sessions_of_last_round"], train["requests_of_last_round"]) == (200, log.num_requests)
+    assert (train["sessions_of_last_round"], train["requests_of_last_round"]) == (100, log.num_requests)
 
     other = launch(
         "train", *TINY, f"--config.data.dir={log_dir}", "--config.world.seed=1", f"--workdir={tmp_path / 'o'}"

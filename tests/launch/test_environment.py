@@ -1,9 +1,11 @@
 """The environment of a start: users without a home, platforms that are not there, JAX's settings."""
 
+import collections
 import json
 import logging
 import os
 import pwd
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +155,20 @@ def test_a_setting_that_jax_cannot_read_is_named(environment, parts, tmp_path):
     error_line(done, *parts)
 
 
+#: Programs that take more than a second to compile, and how often they are: sessions are served in the world and in the
+#: feedback model.
+LARGE = {
+    "_draw": 1,
+    "unroll": 1,
+    "init_train_state": 1,
+    "fit_step": 1,
+    "_measure": 1,
+    "update_step": 1,
+    "_serve": 2,
+    "evaluate": 1,
+}
+
+
 def train_under(launch, workdir: Path, **settings: str) -> subprocess.CompletedProcess:
     command, environment = launch.command("train", *TINY, f"--workdir={workdir}"), launch.environment() | settings
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
@@ -161,18 +177,28 @@ def train_under(launch, workdir: Path, **settings: str) -> subprocess.CompletedP
 
 
 @pytest.mark.slow
-def test_the_smallest_run_has_the_same_results_under_all_settings_of_jax(finished: Path, launch, tmp_path):
-    """x64, another generator, strict promotion of dtypes, and none of ranks: to the bit."""
+def test_the_smallest_run_has_the_same_results_and_programs_under_all_settings_of_jax(finished: Path, launch, tmp_path):
+    """x64, another generator, strict promotion of dtypes, and none of ranks: to the bit.
+
+    From an empty folder to its page, over two rounds, it compiles at most 12 large programs and 40 in all.
+    """
+    run = tmp_path / "run"
     done = train_under(
         launch,
-        tmp_path / "run",
+        run,
         JAX_ENABLE_X64="1",
         JAX_DEFAULT_PRNG_IMPL="rbg",
         JAX_NUMPY_DTYPE_PROMOTION="strict",
         JAX_NUMPY_RANK_PROMOTION="raise",
+        JAX_LOG_COMPILES="1",
     )
     assert "JAX_ENABLE_X64 is True here; runs compute with False" in done.stderr
-    assert results(tmp_path / "run") == results(finished)
+    assert results(run) == results(finished)
+    compiled = collections.Counter(re.findall(r"Finished XLA compilation of jit\((.+?)\) in", done.stderr))
+    assert (run / "report.html").exists() and "no report" not in done.stderr
+    assert {name: compiled[name] for name in LARGE} == LARGE
+    assert sum(compiled.values()) <= 40, compiled
+    assert len(LARGE) < 12
 
 
 @pytest.mark.slow

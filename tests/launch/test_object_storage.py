@@ -191,8 +191,8 @@ def test_other_mains_read_and_write_buckets(launch, finished, artifact, bucket, 
     with serving.service(out, log, tmp_path / "again.log", f"--timeout={HANG}", "--temperature=0.25"):
         pass  # the users' store is made again from the log
 
-    launch.ok("collect", *TINY, "--sessions=200", f"--out={bucket / 'log'}")
-    assert records.read_log(bucket / "log")[0].num_sessions == 200
+    launch.ok("collect", *TINY, "--sessions=100", f"--out={bucket / 'log'}")
+    assert records.read_log(bucket / "log")[0].num_sessions == 100
     launch.ok("ab_test", *TINY, f"--arms=production,{run}", "--sessions=64", f"--out={bucket / 'ab.json'}")
     assert json.loads((bucket / "ab.json").read_text())["ab_test"] == results(finished)["ab_test"]
 

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from processes import TINY, error_line, results
+from processes import ONE_ROUND, TINY, error_line, results
 
 from mmrf_jax.cli import serving
 
@@ -44,7 +44,7 @@ def test_a_run_folder_without_its_plug_in_names_the_module_and_the_flag(launch, 
 @pytest.mark.slow
 def test_from_training_to_serving(launch, tmp_path):
     run, artefact = tmp_path / "run", tmp_path / "artefact"
-    launch.ok("train", *ARGS, f"--workdir={run}")
+    launch.ok("train", *ARGS, *ONE_ROUND, f"--workdir={run}")
     assert set(results(run)["ab_test"]) == {"calm", "production", "popular"}
     assert json.loads((run / "config.json").read_text())["plugins"] == [PLUGIN]
     assert '"loss/size"' in (run / "metrics.jsonl").read_text()

@@ -7,7 +7,7 @@ import shutil
 import kuairand_files
 import processes
 import pytest
-from processes import TINY, error_line, results
+from processes import ONE_ROUND, TINY, error_line, results
 
 import mmrf_jax as mmrf
 from mmrf_jax.metrics.offline import by_log
@@ -30,7 +30,7 @@ def snapshot(folder):
 def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished):
     config = json.loads((finished / "config.json").read_text())
     assert (
-        config["collect"]["sessions"] == 200 and config["alternation"]["rounds"] == 2
+        config["collect"]["sessions"] == 100 and config["alternation"]["rounds"] == 2
     )  # override above, overlay below
     assert "when_quick" not in config
     *lines, last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
@@ -61,7 +61,7 @@ def test_run_folder_holds_config_metrics_events_checkpoints_and_results(finished
 def test_results_have_the_form_of_the_contract(finished):
     result = results(finished)
     assert {"train", "ab_test", "offline", "model_quality"} <= result.keys()
-    assert result["train"]["sessions_of_last_round"] == 200 and result["train"]["rounds"] == 2
+    assert result["train"]["sessions_of_last_round"] == 100 and result["train"]["rounds"] == 2
     assert {"gauc", "logloss", "ece"} <= result["model_quality"]["click"]["model"].keys()
     assert {"mae", "rmse", "xauc"} <= result["model_quality"]["watch_time"]["model"].keys()
     assert set(result["ab_test"]) == {"production", "mmrf"}
@@ -97,7 +97,7 @@ def test_another_config_is_refused(run, launch):
 
 @pytest.mark.slow
 def test_myopic_runs(launch, tmp_path):
-    args = ("--config.method=myopic", f"--workdir={tmp_path / 'run'}")
+    args = ("--config.method=myopic", *ONE_ROUND, f"--workdir={tmp_path / 'run'}")
     # The run's own ranker is an arm without being named, and once if it is.
     done = launch.ok("train", *TINY, "--config.ab_test.arms=('myopic','production')", *args)
     assert "| myopic" in done.stdout
@@ -124,6 +124,7 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, real_logs, 
         f"--config.data.dir={real_logs}",
         f"--config.data.cache_dir={tmp_path / 'cache'}",
         "--config.data.max_sessions=500",
+        "--config.data.candidates=20",
     )
     result = results(workdir)
     offline = result["offline"]

@@ -49,6 +49,7 @@ def test_two_processes(pair, reference):
     assert sorted(path.name for path in pair.iterdir()) == sorted(path.name for path in reference.iterdir())
 
 
+@pytest.mark.nightly
 def test_two_processes_of_two_devices(launch, args, reference, tmp_path):
     launch.ok("train", *args, f"--workdir={tmp_path / 'run'}", processes=2, devices=2)
     assert_close(tmp_path / "run", reference)
@@ -68,10 +69,18 @@ def stopped(
 PHASES = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offline", "report")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_told_to_stop_in_every_phase(processes, launch, args, reference, pair, tmp_path):
+@pytest.mark.parametrize(
+    ("processes", "told_in"),
+    [
+        pytest.param(1, PHASES[::2], id="1"),
+        pytest.param(2, PHASES[1::2], id="2"),
+        pytest.param(1, PHASES, marks=pytest.mark.nightly, id="1 in all"),
+        pytest.param(2, PHASES, marks=pytest.mark.nightly, id="2 in all"),
+    ],
+)
+def test_told_to_stop_in_every_phase(processes, told_in, launch, args, reference, pair, tmp_path):
     workdir = tmp_path / "run"
-    for number, phase in enumerate(PHASES):
+    for number, phase in enumerate(told_in):
         log = tmp_path / f"{number}.log"
         before = max(steps(workdir), default=0)
         # The report is the first process's alone; the signals take turns over all.
@@ -139,10 +148,17 @@ def saved_in(phase: str, workdir: Path, log: Path, before: int) -> bool:
     return phases(log)[-1:] == [phase] and max(steps(workdir), default=0) > before
 
 
-def test_each_process_killed_in_turn(launch, args, pair, tmp_path):
+#: Which process is killed, and in which phase.
+KILLED = ((1, "fit"), (0, "train"))
+
+
+@pytest.mark.parametrize(
+    "killed", [pytest.param(KILLED[1:], id="first"), pytest.param(KILLED, marks=pytest.mark.nightly, id="each in turn")]
+)
+def test_each_process_killed_in_turn(killed, launch, args, pair, tmp_path):
     """The other ends by itself, and the restart has lost no more than the steps since the last save."""
     workdir, saved, whole = tmp_path / "run", 0, rows(pair)
-    for number, phase in ((1, "fit"), (0, "train")):
+    for number, phase in killed:
         log = tmp_path / f"{number}.log"
         process = launch.start("train", *args, f"--workdir={workdir}", log=log, processes=2)
         newer = functools.partial(saved_in, phase, workdir, log, saved)

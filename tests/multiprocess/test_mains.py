@@ -1,7 +1,6 @@
 """Mains that can be several processes: what the first writes is what one process alone writes."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,24 +17,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(number: int, main: str, *flags: str) -> None:
-    command = [sys.executable, "-m", "launch.multiprocess", f"--num_processes={number}", "--", "-m", f"launch.{main}"]
-    done = subprocess.run(
-        [*command, *processes.TINY, *flags], cwd=ROOT, capture_output=True, text=True, timeout=processes.HANG
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_an_ab_test_of_two_processes(tmp_path):
+def test_logs_of_two_processes(launch, tmp_path):
     for number in (1, 2):
-        run(number, "ab_test", "--arms=production,random", "--sessions=300", f"--out={tmp_path / str(number)}")
-    one, two = (json.loads((tmp_path / str(number)).read_text()) for number in (1, 2))
-    assert one == two and one["ab_test"]["random"]["watch_time"]["diff_pct"] < -20.0
-
-
-def test_logs_of_two_processes(tmp_path):
-    for number in (1, 2):
-        run(number, "collect", "--sessions=100", f"--out={tmp_path / str(number)}")
+        flags = ("--sessions=100", f"--out={tmp_path / str(number)}")
+        launch.ok("collect", *processes.TINY, *flags, processes=number)
     one, two = (records.read_log(tmp_path / str(number))[0] for number in (1, 2))
     for field in dataclasses.fields(one):
         np.testing.assert_allclose(getattr(one, field.name), getattr(two, field.name), rtol=1e-4, atol=1e-5)
@@ -44,7 +29,7 @@ def test_logs_of_two_processes(tmp_path):
 def test_steps_of_two_processes_are_timed(launch, args, monkeypatch):
     for name, value in launch.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(scale, "_JOB", args)
+    monkeypatch.setattr(scale, "_JOB", (*args, *processes.ONE_ROUND, "--config.collect.sessions=100"))
     found = scale.processes(2, 1)
     assert set(found) == {"step, fit", "step, train"}
     assert all(value > 0.0 and unit == "ms" for value, unit in found.values())

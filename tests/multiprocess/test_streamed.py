@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from comparing import assert_close, assert_same
-from processes import results, rows, steps
+from processes import HANG, ONE_ROUND, results, rows, steps
 
 pytestmark = pytest.mark.slow
 
@@ -15,27 +15,21 @@ SEAL = "mmrf_jax.checkpointing.integrity.seal"  # right after the commit of a ch
 
 def test_a_log_read_as_it_is_trained_on(launch, args, tmp_path):
     launch.ok("collect", *args, "--sessions=300", f"--out={tmp_path / 'log'}")
-    args += (
-        f"--config.data.dir={tmp_path / 'log'}",
-        "--config.data.stream=True",
-        "--config.alternation.rounds=1",
-        "--config.alternation.gap_sessions=0",
-    )
-    whole, stopped, one, two = (tmp_path / name for name in ("whole", "stopped", "one", "two"))
-    launch.ok("train", *args, f"--workdir={whole}")
-    assert results(whole)["train"]["sessions_of_last_round"] == 300
-
-    process = launch.start("train", *args, f"--workdir={stopped}", log=tmp_path / "said", stop_at=(SEAL, 1))
+    args += (*ONE_ROUND, f"--config.data.dir={tmp_path / 'log'}", "--config.data.stream=True")
+    whole, one, two = (tmp_path / name for name in ("whole", "one", "two"))
+    process = launch.start("train", *args, f"--workdir={whole}", log=tmp_path / "said", stop_at=(SEAL, 1))
     how = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code
     assert how == os.CLD_STOPPED, (tmp_path / "said").read_text()[-3000:]
-    process.kill()
-    assert process.wait() == -signal.SIGKILL and steps(stopped) == [4]
+    for folder in (one, two):
+        shutil.copytree(whole, folder)  # what a kill would leave
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(HANG) == 0, (tmp_path / "said").read_text()[-3000:]
+    assert results(whole)["train"]["sessions_of_last_round"] == 300
 
-    shutil.copytree(stopped, one)
+    assert steps(one) == [4]
     assert "resumed at step 4, round 1\n" in launch.ok("train", *args, f"--workdir={one}").stderr
     assert_same(one, whole)
 
-    shutil.copytree(stopped, two)
     launch.ok("train", *args, f"--workdir={two}", processes=2)
     assert_close(two, whole)
     # Two processes read other parts of the log, and see the same batches.

@@ -42,7 +42,7 @@ def make_config(**changes) -> configs.Run:
     return dataclasses.replace(run, **changes)
 
 
-@pytest.fixture(params=any_signals.ALL)
+@pytest.fixture(params=["one", pytest.param("three", marks=pytest.mark.nightly), "twelve"])  # twelve have all kinds
 def signals(request):
     return any_signals.ALL[request.param]
 
