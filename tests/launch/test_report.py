@@ -141,6 +141,6 @@ def test_a_report_that_fails_loses_no_results(monkeypatch, capsys, tmp_path):
         raise RuntimeError("no room left")
 
     monkeypatch.setattr(run_report, "write_report", broken)
-    train._report(None, None, None, tmp_path)
+    train._report(None, tmp_path)
     reported = capsys.readouterr().err
     assert "no report: RuntimeError: no room left" in reported and f"mmrf report --workdir={tmp_path}" in reported

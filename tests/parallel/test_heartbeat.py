@@ -188,4 +188,4 @@ def test_the_place_of_a_process_is_a_line_of_ours():
     with progress.interruptible(look):
         progress.check_interrupted()
     assert found[0] == {"at": "", "waits": False, "compiles": False}
-    assert re.fullmatch(r"io/progress\.py:\d+ \(check\)", found[1]["at"])
+    assert re.fullmatch(r"io/progress\.py:\d+ \(check_interrupted\)", found[1]["at"])

@@ -160,7 +160,7 @@ def test_what_is_loaded_says_what_it_is(run, tmp_path):
 
 def test_configs_by_name_path_and_object(tmp_path):
     wanted = configs.run_of(world.get_config().to_dict())
-    assert runs._config("world", {}) == wanted == runs._config(configs.Run(), {})
+    assert runs._config("world", {}) == wanted != configs.Run() == runs._config(configs.Run(), {})
     assert runs._config(world.get_config(), {}) == wanted
     file = tmp_path / "mine.py"
     file.write_text("from experiments import world\n\n\ndef get_config():\n    return world.get_config()\n")

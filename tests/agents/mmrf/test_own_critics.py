@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mmrf_jax import types
 from mmrf_jax.agents import registry
 from mmrf_jax.agents.mmrf import acting, encoding, policy
 from mmrf_jax.agents.mmrf.config import AgentConfig
@@ -111,14 +112,14 @@ def test_policies_score_as_batches_do(items):
 
     def request(t):
         values = (batch.user_id, batch.profile, batch.context[:, t], batch.candidates[:, t])
-        return tiny.types.Request(*values)
+        return types.Request(*values)
 
     score = jax.jit(functools.partial(served.scores, None, None))
     carry = jax.jit(served.initial_carry)(request(0), batch.history)
     for t in range(2):
         np.testing.assert_allclose(score(carry, request(t)), scores[:, t, -1], rtol=1e-3, atol=1e-4)
         videos = np.take_along_axis(batch.candidates[:, t], batch.slate[:, t], axis=-1)
-        shown = tiny.types.Exposure(videos=videos, feedback=batch.feedback[:, t], mask=batch.slate_mask[:, t])
+        shown = types.Exposure(videos=videos, feedback=batch.feedback[:, t], mask=batch.slate_mask[:, t])
         carry = jax.jit(served.next_carry)(carry, request(t), shown)
 
 
