@@ -165,7 +165,7 @@ LARGE = {
     "_measure": 1,
     "update_step": 1,
     "_serve": 2,
-    "evaluate": 1,
+    "score_and_predict": 1,
 }
 
 
