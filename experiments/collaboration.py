@@ -56,6 +56,6 @@ def get_config(part: str = ""):
     config.run.agents.model_weight = 0.0
     config.run.collect.test_sessions = 1_024
     config.run.world.variant = "sparse" if "sparse" in words else "base"
-    config.arms = ("production", "oracle_planning", "oracle_observable")
+    config.arms = ("production", "oracle_planning")
     config.holm = ("watch_time", "depth")
     return config
