@@ -12,8 +12,8 @@ by each row, which takes about as long. The rows:
 - `explored`: the run of --explored, such as one that learned from logs of the planning oracle, where no exploration is
   missing (`mmrf collect --policy=oracle_planning`, `mmrf train --config.data.dir=…`).
 - the oracles: the next video's truth; what a platform can observe, with videos known from their features alone, from as
-  many sessions as the job has (`observable_videos.from_logs`), or from unlimited logs; and the planning oracle of
-  README.md.
+  many sessions as the job has (`observable_videos.learn_from_sessions`), or from unlimited logs; and the planning
+  oracle of README.md.
 
 Predictions are those of the target critics; the feedback model's share in the values of training is not added. The
 true V is a regression of the run's discounted returns on the hidden state (patience, activity, susceptibility,
@@ -238,10 +238,10 @@ def climb(workdir: Path, sessions: int, explored: Path | None) -> str:
         return rollout.rollout(sim, arm, key, 0, 0, num_users=size, slots=slots)[0]
 
     seen = config.alternation.rounds * config.collect.sessions
-    logs = observable_videos.from_logs(sim, jax.random.fold_in(key, 2), _LOG_USERS, seen)
+    logs = observable_videos.learn_from_sessions(sim, jax.random.fold_in(key, 2), _LOG_USERS, seen)
     by_features, by_logs = (
-        observable.policy(observable_videos.believed(sim.default_params, belief))
-        for belief in (observable_videos.prior(sim.default_params), logs)
+        observable.policy(observable_videos.believed_params(sim.default_params, belief))
+        for belief in (observable_videos.video_prior(sim.default_params), logs)
     )
     arms: dict[str, rankers.AnyRanker] = {row: replaced(agents, sim.items, plan.agents, beta, row) for row in ROWS}
     if explored is not None:

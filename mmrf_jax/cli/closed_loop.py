@@ -255,7 +255,7 @@ def table(production: dict[str, float], rounds: list[dict[str, Any]]) -> list[st
         cells = [f"{row['round']}", row["artifact"], f"{row['sessions']:,}"]
         cells.append(f"{watched['mean']:,.0f} ± {watched['ci95']:,.0f}")
         rows.append([*cells, f"{depth['mean']:.1f} ± {depth['ci95']:.1f}", f"{failed}"])
-    lines = [tables.markdown(header, rows)]
+    lines = tables.markdown(header, rows).splitlines()
     for before, after in itertools.pairwise(rounds):
         a, b = before["watch_time"], after["watch_time"]
         gain, half = b["mean"] - a["mean"], float(np.hypot(a["ci95"], b["ci95"]))

@@ -9,8 +9,8 @@ Measures the gain of agents that optimise the session over the production ranker
 video's watch time (`method=myopic`), and over the same agents without collaboration (`ablation=no_collaboration`),
 without counterfactual slates (`no_augmentation`), or with a constant negative reward for those (`constant_negative`).
 
-The defaults in mmrf_jax/training/configs.py, which gives every field's range and meaning, are those of this job, but
-for the rate of the embedding rows.
+The defaults in mmrf_jax/training/config_sections.py, which gives every field's range and meaning, are those of this
+job, but for the rate of the embedding rows.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from mmrf_jax.agents.mmrf.config import AgentConfig
 from mmrf_jax.training import configs
 
-_ROWS = 0.2  # a video has some tens of exposures; at a tenth of this rate its row learns little from them
+_ROWS = 0.2  # a video has some tens of exposures to learn from
 #: Fields without effect here: the world has no per-user embeddings, and signals and sizes are the defaults.
 WITHOUT = (
     "agents.user_dim",

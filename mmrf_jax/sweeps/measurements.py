@@ -54,6 +54,11 @@ _ESTIMATED = ("watch_time", "click", "like", "follow", "comment", "forward", "ha
 _CAP = "10"  # of NCIS in the tables; `mmrf evaluate` reports all caps
 
 
+def _is_hate_per_video(metric: str) -> bool:
+    """Return whether a metric is NCIS of hate. GAUC of hate measures how well hates are predicted: more is better."""
+    return metric == "NCIS hate"
+
+
 class Table(NamedTuple):
     """A measurement that a study can make.
 
@@ -253,21 +258,21 @@ TABLES = {
         _offline,
         of_world=False,
         of_runs="off_policy",
-        lower_is_better="NCIS hate".__eq__,
+        lower_is_better=_is_hate_per_video,
     ),
     "offline_frozen": Table(
         "The held-out log, scored without any feedback of its days:",
         functools.partial(_offline, log="test_frozen_history"),
         of_world=False,
         of_runs="off_policy",
-        lower_is_better="NCIS hate".__eq__,
+        lower_is_better=_is_hate_per_video,
     ),
     "offline_random": Table(
         f"Random log of the test days (NCIS per video, cap {_CAP}):",
         functools.partial(_offline, log="random_test"),
         of_world=False,
         of_runs="off_policy",
-        lower_is_better="NCIS hate".__eq__,
+        lower_is_better=_is_hate_per_video,
     ),
 }
 #: Tables of a run's rows by round, {table: title}; means over seeds.

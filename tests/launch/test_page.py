@@ -254,9 +254,9 @@ def test_the_page_asks_for_the_token(start, browser, tmp_path):
         feed("#token").clear()
         feed("#token").send_keys(token, Keys.ENTER)
         feed.until(
-            lambda reported=token: (
-                feed("#problem").is_displayed() == (reported != TOKEN)
-                and not (reported == TOKEN and feed("#token-form").is_displayed())
+            lambda typed=token: (
+                feed("#problem").is_displayed() == (typed != TOKEN)
+                and not (typed == TOKEN and feed("#token-form").is_displayed())
             )
         )
     feed.begin()

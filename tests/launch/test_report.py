@@ -64,7 +64,7 @@ def test_the_page_draws_everything_without_an_error(finished, browser, width):
 def test_the_session_explorer_responds(finished, browser):
     show(browser, finished / "report.html", 390)
 
-    def reported():
+    def text():
         return browser.find_element(By.ID, "session").text
 
     def rows():
@@ -72,7 +72,7 @@ def test_the_session_explorer_responds(finished, browser):
 
     users = Select(browser.find_element(By.ID, "user"))
     assert len(users.options) == 12
-    first, listed = reported(), rows()
+    first, listed = text(), rows()
     assert first.startswith("User 0:") and "6 videos shown" in first
     shown = browser.find_elements(By.CSS_SELECTOR, "#candidates tr.shown")
     assert len(shown) == 6 and len(listed) > 9 and all(" s of " in row.text for row in shown)
@@ -80,12 +80,12 @@ def test_the_session_explorer_responds(finished, browser):
     assert [row.text.split()[-1] for row in shown] == ["1", "2", "3", "4", "5", "6"]
     longest = max(range(12), key=lambda i: int(users.options[i].text.split(": ")[1].split()[0]))
     users.select_by_index(longest)
-    assert reported().startswith(f"User {longest}:") and (longest == 0 or (reported() != first and rows() != listed))
+    assert text().startswith(f"User {longest}:") and (longest == 0 or (text() != first and rows() != listed))
     buttons = browser.find_elements(By.CSS_SELECTOR, "#requests button")
     assert 1 < len(buttons) <= 8 and buttons[0].get_attribute("aria-pressed") == "true"
     before = rows()
     buttons[1].click()
-    assert "Request 2:" in reported() and rows() != before and buttons[1].get_attribute("aria-pressed") == "true"
+    assert "Request 2:" in text() and rows() != before and buttons[1].get_attribute("aria-pressed") == "true"
     assert buttons[0].get_attribute("aria-pressed") == "false"
 
 

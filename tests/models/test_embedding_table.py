@@ -62,14 +62,14 @@ def test_untouched_rows_keep_their_bits_and_touched_ones_do_not():
     np.testing.assert_array_equal(np.asarray(before.accumulator) != np.asarray(after.accumulator), changed)
 
 
-@pytest.mark.parametrize("no_one", [V, V + 7, -1])
-def test_masked_ids_are_ignored_even_with_nan_gradients(no_one):
+@pytest.mark.parametrize("no_row", [V, V + 7, -1])
+def test_masked_ids_are_ignored_even_with_nan_gradients(no_row):
     ids, grads = batch(np.random.default_rng(3))
-    padded = np.concatenate([np.full(9, no_one, np.int32), ids])
+    padded = np.concatenate([np.full(9, no_row, np.int32), ids])
     noise = np.concatenate([np.full((9, D), np.nan, np.float32), grads])
     with_padding = row_update(make(), padded, noise, RATE, EPS)
     jax.tree.map(np.testing.assert_array_equal, with_padding, row_update(make(), ids, grads, RATE, EPS))
-    np.testing.assert_array_equal(lookup(make(), jnp.array([no_one])), np.zeros((1, D)))
+    np.testing.assert_array_equal(lookup(make(), jnp.array([no_row])), np.zeros((1, D)))
 
 
 def test_order_of_ids_does_not_matter():

@@ -30,7 +30,7 @@ def child(process: subprocess.Popen, number: int) -> int:
 
 @pytest.fixture(scope="session")
 def pair(launch, args, once) -> Path:
-    """The run folder of the job run by two processes from start to end, and what they said in it."""
+    """The run folder of the job run by two processes from start to end, and beside it what they said."""
 
     def run(folder: Path) -> None:
         done = launch.ok("train", *args, f"--workdir={folder / 'run'}", processes=2)
@@ -70,7 +70,7 @@ PHASES = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offli
 
 
 @pytest.mark.parametrize(
-    ("processes", "told_in"),
+    ("processes", "stopped_in"),
     [
         pytest.param(1, PHASES[::2], id="1"),
         pytest.param(2, PHASES[1::2], id="2"),
@@ -78,9 +78,9 @@ PHASES = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offli
         pytest.param(2, PHASES, marks=pytest.mark.nightly, id="2 in all"),
     ],
 )
-def test_told_to_stop_in_every_phase(processes, told_in, launch, args, reference, pair, tmp_path):
+def test_told_to_stop_in_every_phase(processes, stopped_in, launch, args, reference, pair, tmp_path):
     workdir = tmp_path / "run"
-    for number, phase in enumerate(told_in):
+    for number, phase in enumerate(stopped_in):
         log = tmp_path / f"{number}.log"
         before = max(steps(workdir), default=0)
         # The report is the first process's alone; the signals take turns over all.

@@ -114,12 +114,12 @@ import os, signal, sys, threading
 from mmrf_jax.parallel import preemption
 number = int(sys.argv[1])
 with preemption.watching():
-    def reported():
+    def send():
         os.kill(os.getpid(), number)
         while "second" not in open(sys.argv[2]).read():
             pass
         os.kill(os.getpid(), number)
-    threading.Thread(target=reported).start()
+    threading.Thread(target=send).start()
     signal.sigwait([signal.SIGUSR1])  # no place at which Python looks for signals
 """
 

@@ -1,10 +1,11 @@
 """What a platform can know about the world's videos: from their features, and from logs.
 
-The oracle of `observable` ranks by what it is given as the videos' hidden attributes. `prior` is what the features
-tell. `from_logs` also learns each video's quality and clickbait from the feedback of as many sessions as a job
-has, which the oracle serves itself. The belief about the two is a Gaussian per video, updated after every block of
-sessions by the gradient and the information of the log-likelihood at its mean. Approximations: the belief about a user
-enters by its mean, and by its variance as response noise; all videos have the mean uncertainty as response noise.
+The oracle of `observable` takes the videos' attributes as known; `believed_params` are world parameters that hold a
+belief about them in their place. `video_prior` is the belief given the videos' features. `learn_from_sessions` serves
+sessions by the oracle of the current belief, and learns each video's quality and clickbait from the feedback. The
+belief is a Gaussian per video, updated after every block of sessions by the gradient and the information of the
+log-likelihood at its mean. Approximations: the belief about a user enters by its mean, and by its variance as response
+noise; all videos have the mean uncertainty as response noise.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _STEP = 0.05  # of the engagement, for differences
 
 
 @struct.dataclass
-class Belief:
+class VideoBelief:
     """Belief about the quality and clickbait of V videos."""
 
     mean: chex.Array  # [V, 2]
     precision: chex.Array  # [V, 2, 2]
 
 
-def prior(params: parameters.WorldParams) -> Belief:
+def video_prior(params: parameters.WorldParams) -> VideoBelief:
     """Return the posterior given the videos' features (`items`): four mixtures of the two, and the popularity."""
     features = params.items.features
     mix = jnp.array(items.MIX, jnp.float32)
@@ -43,10 +44,10 @@ def prior(params: parameters.WorldParams) -> Belief:
     seen = jnp.concatenate([features[:, L : L + 4] / 0.8, 2.0 * features[:, -1:]], axis=1)
     precision = design @ design.T + jnp.eye(2) / 0.98
     mean = seen @ design.T @ jnp.linalg.inv(precision)
-    return Belief(mean, jnp.broadcast_to(precision, (len(mean), 2, 2)))
+    return VideoBelief(mean, jnp.broadcast_to(precision, (len(mean), 2, 2)))
 
 
-def believed(params: parameters.WorldParams, belief: Belief) -> parameters.WorldParams:
+def believed_params(params: parameters.WorldParams, belief: VideoBelief) -> parameters.WorldParams:
     """Return parameters in which videos are what a platform believes, for the filter of `observable`.
 
     Tastes are posterior means given features and topic, authors' appeal is 0. What stays unknown of the engagement is
@@ -64,8 +65,8 @@ def believed(params: parameters.WorldParams, belief: Belief) -> parameters.World
     return observable.with_noise(dataclasses.replace(params, hidden=hidden), var)
 
 
-def from_logs(sim: env.ShortVideoEnv, key: types.Key, first_user: int, sessions: int) -> Belief:
-    """Return the belief after so many sessions, rounded up to blocks, served by the oracle of what it believes.
+def learn_from_sessions(sim: env.ShortVideoEnv, key: types.Key, first_user: int, sessions: int) -> VideoBelief:
+    """Return the belief after a number of sessions, rounded up to blocks, that its own oracle serves.
 
     Args:
       sim: the world.
@@ -73,16 +74,16 @@ def from_logs(sim: env.ShortVideoEnv, key: types.Key, first_user: int, sessions:
       first_user: their first user id.
       sessions: their number.
     """
-    belief = prior(sim.default_params)
+    belief = video_prior(sim.default_params)
     for block in range(-(-sessions // _BLOCK)):
         belief = _learn(sim, belief, key, jnp.int32(first_user + block * _BLOCK))
     return belief
 
 
 @jax.jit
-def _learn(sim: env.ShortVideoEnv, belief: Belief, key: types.Key, first_user: chex.Array) -> Belief:
+def _learn(sim: env.ShortVideoEnv, belief: VideoBelief, key: types.Key, first_user: chex.Array) -> VideoBelief:
     """Serve a block of sessions, and return the belief after them."""
-    params, known = sim.default_params, believed(sim.default_params, belief)
+    params, known = sim.default_params, believed_params(sim.default_params, belief)
     config, ids = params.config, first_user + jnp.arange(_BLOCK, dtype=jnp.int32)
     request, history, state = sim.reset_env(key, params, ids, jnp.int32(0))
 
@@ -103,7 +104,7 @@ def _learn(sim: env.ShortVideoEnv, belief: Belief, key: types.Key, first_user: c
     start = (state, request, observable.start(known, request.profile, history), jnp.ones(_BLOCK, bool), *nothing)
     *_, gradient, information = jax.lax.scan(body, start, None, length=config.max_requests)[0]
     precision = belief.precision + information
-    return Belief(belief.mean + jnp.linalg.solve(precision, gradient[..., None])[..., 0], precision)
+    return VideoBelief(belief.mean + jnp.linalg.solve(precision, gradient[..., None])[..., 0], precision)
 
 
 def evidence(

@@ -42,15 +42,15 @@ def test_at_the_truth_scores_have_mean_zero_and_the_information_as_covariance(si
 
 
 def test_features_tell_what_their_noise_allows(sim):
-    squared, variance = error(sim.default_params, observable_videos.prior(sim.default_params))
+    squared, variance = error(sim.default_params, observable_videos.video_prior(sim.default_params))
     np.testing.assert_allclose(squared.mean(axis=0), np.diag(variance[0]), rtol=0.25)
 
 
 @pytest.mark.slow
 def test_logs_teach_about_the_videos_that_they_show(sim):
     """1,024 sessions: errors of videos that were shown often shrink as far as the belief says."""
-    before = error(sim.default_params, observable_videos.prior(sim.default_params))[0]
-    belief = observable_videos.from_logs(sim, jax.random.key(2), 1_000, 1_024)
+    before = error(sim.default_params, observable_videos.video_prior(sim.default_params))[0]
+    belief = observable_videos.learn_from_sessions(sim, jax.random.key(2), 1_000, 1_024)
     after, variance = error(sim.default_params, belief)
     often = variance[:, 1, 1] < 0.08
     assert often.sum() > 50
