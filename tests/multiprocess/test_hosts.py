@@ -30,7 +30,7 @@ def child(process: subprocess.Popen, number: int) -> int:
 
 @pytest.fixture(scope="session")
 def pair(launch, args, once) -> Path:
-    """The run folder of the job run by two processes from start to end, and beside it what they said."""
+    """The run folder of the job run by two processes from start to end, and in a file next to it what they said."""
 
     def run(folder: Path) -> None:
         done = launch.ok("train", *args, f"--workdir={folder / 'run'}", processes=2)
