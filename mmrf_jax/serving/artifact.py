@@ -32,7 +32,7 @@ import mmrf_jax
 from mmrf_jax.data.session_log import InputSpec
 from mmrf_jax.io import copies, files
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 VALID_DAYS = 180
