@@ -36,7 +36,8 @@ train: $(VENV)/.run
 
 pretrained: $(VENV)/.run
 	rm -rf .cache/pretrained
-	$(BIN)/python -m launch.train --config=world --config.quick=True --workdir=.cache/pretrained/run
+	$(BIN)/python -m launch.train --config=world --config.quick=True --config.world.num_videos=2000 \
+		--workdir=.cache/pretrained/run
 	$(BIN)/python -m launch.export --workdir=.cache/pretrained/run --out=.cache/pretrained/world
 	rm -rf examples/pretrained/world
 	mv .cache/pretrained/world examples/pretrained/world

@@ -161,7 +161,7 @@ def test_a_study_of_real_logs(launch, real_logs, tmp_path):
         "    config.variants = {'mmrf': {}, 'ltr': {'method': 'ltr'}}\n"
         "    return config\n"
     )
-    data = {"dir": real_logs, "cache_dir": tmp_path / "cache", "max_sessions": 500, "candidates": 20}
+    data = {"dir": real_logs, "cache_dir": tmp_path / "cache", "max_sessions": 500, "candidates": 30}
     flags = ("--config.quick=True", *(f"--config.run.data.{name}={value}" for name, value in data.items()))
     launch.ok("sweep", f"--config={config}", *flags, f"--out={out}", f"--runs={tmp_path / 'runs'}")
     table = json.loads((out / "table.json").read_text())

@@ -124,7 +124,7 @@ def test_kuairand_trains_and_evaluate_gives_the_same_figures(launch, real_logs, 
         f"--config.data.dir={real_logs}",
         f"--config.data.cache_dir={tmp_path / 'cache'}",
         "--config.data.max_sessions=500",
-        "--config.data.candidates=20",
+        "--config.data.candidates=30",
     )
     result = results(workdir)
     offline = result["offline"]
