@@ -74,7 +74,7 @@ def test_a_host_that_hangs_in_a_step_is_named_and_the_next_start_succeeds(launch
     assert ab_test(launch, tmp_path / "1", out, "--stall_seconds=60", hangs=True) == [1, 1]
     for index in range(2):
         (line,) = errors(tmp_path / "1", index)
-        where = r"process 1 \(pid \d+ on host-1\) hangs in abtest/simulate.py:\d+ \(compare\)"
+        where = r"process 1 \(pid \d+ on host-1\) hangs in abtest/simulate.py:\d+ \(simulate_ab_test\)"
         assert re.match(rf"error: {where}: the run has not moved for 60 s; start all processes again", line)
     assert not out.exists()
     assert ab_test(launch, tmp_path / "2", out) == [0, 0]
