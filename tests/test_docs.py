@@ -205,7 +205,7 @@ def test_wrong_commands_are_found():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_files_and_targets_that_exist(command):
     for word in command.split():
-        path = word.split("=")[-1]
+        path = word.split("=")[-1].split(":")[0]  # a config file may have an argument
         if re.match(r"(experiments|launch|examples|deploy|docs)/|requirements[\w-]*\.txt$", path):
             assert (ROOT / path).exists(), path
     for module in re.findall(r"python -m (experiments\S+|launch\.[a-z]\S+)", command):
