@@ -164,9 +164,7 @@ def _at(interest: chex.Array, **others: chex.Array) -> chex.Array:
     return jnp.concatenate([interest, jnp.stack([rest.get(i, zero) for i in range(L, STATE)], axis=-1)], axis=-1)
 
 
-def engagement_in(
-    params: parameters.WorldParams, videos: chex.Array, bored: chex.Array
-) -> tuple[chex.Array, chex.Array]:
+def _engagement(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Return coefficients [..., STATE] and offset [...] of the engagement with videos in x, as `response.affinity`."""
     b, hidden = params.behaviour, params.hidden[videos]
     quality, clickbait, log_duration = (hidden[..., L + i] for i in range(3))
@@ -181,9 +179,7 @@ def engagement_in(
     return a, offset
 
 
-def enjoyment_in(
-    params: parameters.WorldParams, videos: chex.Array, bored: chex.Array
-) -> tuple[chex.Array, chex.Array]:
+def _enjoyment(params: parameters.WorldParams, videos: chex.Array, bored: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Return coefficients [..., STATE] and offset [...] of the enjoyment of videos [...] in x."""
     b, hidden = params.behaviour, params.hidden[videos]
     offset = (
@@ -211,13 +207,13 @@ def observe_video(params: parameters.WorldParams, belief, video, feedback, bored
     (mean, cov), b, hidden = belief, params.behaviour, params.hidden[video]
     seconds, click = feedback[:, _WATCH_TIME], feedback[:, _CLICK]
     duration, log_seconds = jnp.exp(hidden[:, L + 2]), jnp.log1p(seconds)
-    a, offset = engagement_in(params, video, bored)
+    a, offset = _engagement(params, video, bored)
 
     def watched(engagement):
         return watch_log_likelihood(b, engagement, seconds[:, None], duration[:, None])
 
     mean, cov = _condition(mean, cov, a, offset - b.engagement_position * slot, watched)
-    enjoyment_a, enjoyment_offset = enjoyment_in(params, video, bored)
+    enjoyment_a, enjoyment_offset = _enjoyment(params, video, bored)
     match_a = _at(users.MATCH_SCALE * hidden[:, :L])
     zero = jnp.zeros_like(seconds)[:, None]
     known = response.Affinity(
@@ -273,7 +269,7 @@ def observe(params: parameters.WorldParams, belief: Belief, shown: types.Exposur
     slots = jnp.arange(k, dtype=jnp.float32)
     (mean, cov), _ = jax.lax.scan(body, (belief.mean, belief.cov), (*by_slot, slots))
 
-    enjoyment_a, enjoyment_offset = (x.mean(axis=1) for x in enjoyment_in(params, shown.videos, bored))
+    enjoyment_a, enjoyment_offset = (x.mean(axis=1) for x in _enjoyment(params, shown.videos, bored))
     patient = _at(jnp.zeros_like(enjoyment_a[:, :L]), patience=jnp.float32(b.continue_patience))
     offset = (
         b.continue_logit
@@ -293,6 +289,23 @@ def observe(params: parameters.WorldParams, belief: Belief, shown: types.Exposur
     return Belief(mean, scale[:, :, None] * cov * scale[:, None, :], satiation, belief.position + 1.0)
 
 
+def expect(
+    params: parameters.WorldParams, belief: Belief, videos: chex.Array
+) -> tuple[chex.Array, parameters.WorldParams, chex.Array]:
+    """Return what is expected of users on videos [B, M], before any effect of the position in the slate.
+
+    Returns:
+      Engagement [B, M], parameters in which its uncertainty is added to the response noise, and enjoyment [B, M].
+    """
+    bored = jnp.take_along_axis(belief.satiation, params.topic[videos], axis=1)
+    a, offset = _engagement(params, videos, bored)
+    engagement = jnp.einsum("bcs,bs->bc", a, belief.mean) + offset
+    var = jnp.einsum("bcs,bst,bct->bc", a, belief.cov, a)
+    enjoyment_a, enjoyment_offset = _enjoyment(params, videos, bored)
+    enjoyment = jnp.einsum("bcs,bs->bc", enjoyment_a, belief.mean) + enjoyment_offset
+    return engagement, with_noise(params, jnp.maximum(var, 0.0)), enjoyment
+
+
 def scores(
     params: parameters.WorldParams,
     belief: Belief,
@@ -300,14 +313,8 @@ def scores(
     weight: float = reference_policies.PLANNING_WEIGHT,
 ) -> chex.Array:
     """Compute the expected seconds of candidates [B, C], plus `weight` seconds per unit of expected enjoyment."""
-    bored = jnp.take_along_axis(belief.satiation, params.topic[candidates], axis=1)
-    a, offset = engagement_in(params, candidates, bored)
-    engagement = jnp.einsum("bcs,bs->bc", a, belief.mean) + offset
-    var = jnp.einsum("bcs,bst,bct->bc", a, belief.cov, a)
-    enjoyment_a, enjoyment_offset = enjoyment_in(params, candidates, bored)
-    enjoyment = jnp.einsum("bcs,bs->bc", enjoyment_a, belief.mean) + enjoyment_offset
+    engagement, wide, enjoyment = expect(params, belief, candidates)
     duration = jnp.exp(params.hidden[candidates][..., L + 2])
-    wide = with_noise(params, jnp.maximum(var, 0.0))
     unused = jnp.zeros_like(engagement)
     truth = response.Affinity(unused, engagement, enjoyment, duration, unused, unused)
     return response.expected_watch(wide, truth) + weight * enjoyment

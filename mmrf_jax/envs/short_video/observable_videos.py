@@ -120,23 +120,18 @@ def evidence(
     """
     b, k = known.behaviour, shown.videos.shape[1]
     hidden, seconds = known.hidden[shown.videos], shown.feedback[..., SHORT_VIDEO.index("watch_time")]
-    bored = jnp.take_along_axis(about.satiation, known.topic[shown.videos], axis=1)
-    a, offset = observable.engagement_in(known, shown.videos, bored)
-    engagement = (
-        jnp.einsum("bks,bs->bk", a, about.mean) + offset - b.engagement_position * jnp.arange(k, dtype=jnp.float32)
-    )
-    var = jnp.einsum("bks,bst,bkt->bk", a, about.cov, a)
-    wide = observable.with_noise(known, jnp.maximum(var, 0.0)).behaviour
+    engagement, wide, enjoyment = observable.expect(known, about, shown.videos)
+    engagement -= b.engagement_position * jnp.arange(k, dtype=jnp.float32)
     duration, click = jnp.exp(hidden[..., L + 2]), shown.feedback[..., SHORT_VIDEO.index("click")]
     # By differences: outcomes of probability 0 make the derivative of the others NaN.
-    higher, lower = (observable.watch_log_likelihood(wide, engagement + h, seconds, duration) for h in (_STEP, -_STEP))
+    higher, lower = (
+        observable.watch_log_likelihood(wide.behaviour, engagement + h, seconds, duration) for h in (_STEP, -_STEP)
+    )
     score = (higher - lower) / (2.0 * _STEP)
     bait = jnp.broadcast_to(about.mean[:, None, observable.SUSCEPTIBILITY], engagement.shape)
     load = jnp.stack([jnp.full_like(bait, b.engagement_quality), b.engagement_clickbait * bait], axis=-1)
     gradient, information = score[..., None] * load, _outer(score**2, load)
 
-    enjoyment_a, enjoyment_offset = observable.enjoyment_in(known, shown.videos, bored)
-    enjoyment = jnp.einsum("bks,bs->bk", enjoyment_a, about.mean) + enjoyment_offset
     match = users.MATCH_SCALE * jnp.einsum("bkl,bl->bk", hidden[..., :L], about.mean[:, :L])
     truth = response.Affinity(match, engagement, enjoyment, duration, hidden[..., L + 1], hidden[..., L + 3])
     traits: Any = SimpleNamespace(sociability=about.mean[:, observable.SOCIABILITY])
