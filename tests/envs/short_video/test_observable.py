@@ -15,20 +15,11 @@ from mmrf_jax.signals import SHORT_VIDEO
 B, L = 8, parameters.LATENT
 
 
-@pytest.fixture(scope="module")
-def sim():
-    return env.make_world(parameters.WorldConfig(num_videos=3_000, candidates=20, slate=3, history=4))
-
-
-def test_a_belief_that_knows_all_ranks_as_the_planning_oracle_and_follows_the_session(sim):
+def test_a_belief_that_knows_all_ranks_as_the_planning_oracle_and_follows_the_session(small_world, sure_of):
     @jax.jit
     def arrive(params):
         _, _, state = env.reset(jax.random.key(0), params, jnp.arange(B), jnp.int32(0))
-        t = state.traits
-        rest = jnp.stack([t.activity, t.susceptibility, t.sociability, t.patience], axis=-1)
-        sure = jnp.broadcast_to(1e-8 * jnp.eye(observable.STATE), (B, observable.STATE, observable.STATE))
-        mean = jnp.concatenate([state.interest, rest], axis=-1)
-        return observable.Belief(mean, sure, state.satiation, jnp.zeros(B)), state
+        return sure_of(state, 1e-8), state
 
     @jax.jit
     def turn(params, key, belief, state):
@@ -36,9 +27,9 @@ def test_a_belief_that_knows_all_ranks_as_the_planning_oracle_and_follows_the_se
         result, state = env.step(key, state, jnp.tile(jnp.arange(3), (B, 1)), params)
         return scores, observable.observe(params, belief, result.exposure), state
 
-    belief, state = arrive(sim.default_params)
+    belief, state = arrive(small_world.default_params)
     for step in range(3):
-        (found, expected), belief, state = turn(sim.default_params, jax.random.key(step), belief, state)
+        (found, expected), belief, state = turn(small_world.default_params, jax.random.key(step), belief, state)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.02)
     np.testing.assert_allclose(belief.mean[:, :L], state.interest, atol=1e-4)
     np.testing.assert_allclose(belief.satiation, state.satiation, atol=1e-6)
@@ -81,9 +72,9 @@ def test_play_times_have_the_likelihood_of_the_response(duration):
     np.testing.assert_allclose(mean, expected[:, 0, -1], rtol=0.005)
 
 
-def test_beliefs_are_those_of_brute_force(sim):
+def test_beliefs_are_those_of_brute_force(small_world):
     """Posterior of a user with a noisy profile and four exposures, by weighing 200,000 users drawn from the world."""
-    number, params = 200_000, sim.default_params
+    number, params = 200_000, small_world.default_params
     params = params.replace(behaviour=dataclasses.replace(params.behaviour, retrieval_noise=2.0, profile_noise=2.0))
     traits, interest = jax.jit(users.draw)(jnp.arange(number), params)
     mine = jax.tree.map(lambda x: x[:1], traits)
