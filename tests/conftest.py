@@ -1,13 +1,13 @@
 """Defaults of the environment, set before JAX is imported. Tests of several devices start a process (`run_python`)."""
 
 import fcntl
-import functools
 import gc
 import os
 import re
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -38,8 +38,16 @@ def pytest_collection_finish(session):
     """What all tests share is made: the collector of garbage need not look at it again."""
     from jax._src.interpreters import mlir  # reads the environment that is set above
 
-    # A context of MLIR takes a millisecond and a megabyte to make, and JAX makes one for each program it lowers.
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    # A context of MLIR takes a millisecond and a megabyte to make, and JAX makes one for each program it lowers. It has
+    # no locks, and threads compile together: one for each thread.
+    made, make = threading.local(), mlir.make_ir_context
+
+    def of_thread():
+        if not hasattr(made, "context"):
+            made.context = make()
+        return made.context
+
+    mlir.make_ir_context = of_thread
     gc.set_threshold(20_000, 20, 20)  # tracing makes many objects, and few of them in circles
     gc.collect()
     gc.freeze()

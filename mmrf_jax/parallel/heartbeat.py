@@ -9,10 +9,12 @@ that one is silent or stuck. This module needs no JAX and compares no clocks of 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import re
 import socket
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ _LONGEST = 4_096  # bytes of a message
 _RETRY = 0.2  # seconds between two attempts to connect
 _NOWHERE: dict[str, Any] = {"at": "", "waits": False, "compiles": False}  # where the main thread of a process is
 _COMPILERS = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")  # compiling takes long, and ends
+_FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)  # a line of faulthandler
 
 
 class ProcessLost(RuntimeError):
@@ -206,7 +209,11 @@ class HeartbeatMonitor:
         """Say that this process lives; in the first, find out whether the run hangs."""
         before, since = None, time.monotonic()
         while not self._ended.wait(self._limits.beat):
-            mine = {"moved": self._moved(), **_place()}
+            try:
+                place = _place()
+            except OSError:  # no room for a temporary file
+                place = _NOWHERE
+            mine = {"moved": self._moved(), **place}
             for peer in self._peers.values():
                 peer.send(**mine)
             if self._index:
@@ -230,6 +237,7 @@ class HeartbeatMonitor:
                 peer.send(lost=line)
         if not self._ended.wait(self._limits.grace if grace is None else grace):
             self._end(line)
+        self._ended.set()
 
 
 def _listener(port: int) -> socket.socket:
@@ -244,18 +252,25 @@ def _processes(numbers: list[int]) -> str:
 
 
 def _place() -> dict[str, Any]:
-    """Return where this process's main thread is in our code, whether JAX has it wait, and whether JAX compiles."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    found = dict(_NOWHERE)
-    if frame is not None:
-        found["waits"] = f"{os.sep}jax{os.sep}" in frame.f_code.co_filename
-        found["compiles"] = frame.f_code.co_filename.endswith(_COMPILERS)
-    while frame is not None and f"{os.sep}mmrf_jax{os.sep}" not in frame.f_code.co_filename:
-        frame = frame.f_back
-    if frame is not None:
-        file = frame.f_code.co_filename.rsplit(f"{os.sep}mmrf_jax{os.sep}", 1)[1]
-        found["at"] = f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"
-    return found
+    """Return where this process's main thread is in our code, whether JAX has it wait, and whether JAX compiles.
+
+    `frame.f_back` of a thread that runs can crash CPython 3.11; `faulthandler` reads all frames at once.
+    """
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        threads = file.read().decode(errors="replace").split("\n\n")
+    main = f" 0x{threading.main_thread().ident or 0:016x} "
+    frames = [frame for thread in threads if main in thread.partition("\n")[0] for frame in _FRAME.findall(thread)]
+    if not frames:
+        return dict(_NOWHERE)
+    ours, top = f"{os.sep}mmrf_jax{os.sep}", frames[0][0]
+    places = (f"{path.rsplit(ours, 1)[1]}:{line} ({name})" for path, line, name in frames if ours in path)
+    return {
+        "at": next(places, ""),
+        "waits": f"{os.sep}jax{os.sep}" in top,
+        "compiles": top.endswith(_COMPILERS),
+    }
 
 
 def _hanging(beats: dict[str, dict[str, Any]], seconds: float) -> str:
