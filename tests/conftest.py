@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -36,18 +35,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 def pytest_collection_finish(session):
     """What all tests share is made: the collector of garbage need not look at it again."""
-    from jax._src.interpreters import mlir  # reads the environment that is set above
+    import contexts  # imports JAX, which reads the environment that is set above
 
-    # A context of MLIR takes a millisecond and a megabyte to make, and JAX makes one for each program it lowers. It has
-    # no locks, and threads compile together: one for each thread.
-    made, make = threading.local(), mlir.make_ir_context
-
-    def of_thread():
-        if not hasattr(made, "context"):
-            made.context = make()
-        return made.context
-
-    mlir.make_ir_context = of_thread
+    contexts.reuse()
     gc.set_threshold(20_000, 20, 20)  # tracing makes many objects, and few of them in circles
     gc.collect()
     gc.freeze()

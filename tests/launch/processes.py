@@ -42,14 +42,16 @@ ODD = """x[3] *?'"{0}%d$H$ #é✓"""
 #: Imports what the mains import, and answers lines of [program and arguments, environment, output, errors] with an exit
 #: code. A fork runs each, which has nothing of JAX but its imports: the process that a start would be a second later.
 FORKS = """
-import functools, gc, importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, sys
 import jax
-from jax._src.interpreters import mlir
+sys.path.append("tests/launch")
+import contexts
+sys.path.pop()
 for name in ("mmrf_jax.cli.common", "mmrf_jax.data.readers.kuairand.builder"):
     importlib.import_module(name)
 for name in ("mmrf_jax.sweeps.sweep", "mmrf_jax.serving.export"):
     importlib.import_module(name)
-mlir.make_ir_context = functools.cache(mlir.make_ir_context)  # as in conftest.py
+contexts.reuse()
 gc.set_threshold(20_000, 20, 20)
 gc.collect()
 gc.freeze()
