@@ -23,6 +23,7 @@ from mmrf_jax.signals import Signals
 _SMALLEST = 1e-7  # probabilities are clipped to [this, 1 − this] before the logarithm
 _MAX_ROWS = 500_000  # maximum exposures for fitting the linear baselines
 _MIN_ROWS = 10  # minimum rows of a decile for its rank correlation
+_COLD = 5  # a video with fewer exposures is cold
 
 
 @dataclasses.dataclass(eq=False)
@@ -260,6 +261,20 @@ def uncertainty_ranks(uncertainty: np.ndarray, predicted: np.ndarray, truth: np.
         "spearman_of_prediction": _spearman(predicted, error),
         "within_deciles": sum(rho * count for rho, count in known) / weight if known else None,
     }
+
+
+def cold_auc(uncertainty: np.ndarray, exposures: np.ndarray) -> float | None:
+    """Compute how well uncertainty separates cold videos, with fewer than 5 training exposures, from others; both [n].
+
+    Returns:
+      AUC: the probability that a cold video is the more uncertain one, ties counting half. None if all are, or none is.
+    """
+    cold = np.asarray(exposures) < _COLD
+    if cold.all() or not cold.any():
+        return None
+    ranks = scipy.stats.rankdata(np.asarray(uncertainty, np.float64))
+    number = int(cold.sum())
+    return float((ranks[cold].sum() - number * (number + 1) / 2) / (number * (len(cold) - number)))
 
 
 def selection_bias(predicted: np.ndarray, truth: np.ndarray, shown: np.ndarray) -> dict[str, float | None]:

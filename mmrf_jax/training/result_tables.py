@@ -38,8 +38,9 @@ def print_results(result: dict[str, Any]) -> None:
         print("\nmean |predicted − true| on impressions and on non-impressions, and their ratio:")
         print(_table(result["selection_bias"], ("impressions", "non_impressions", "ratio")))
     if "uncertainty" in result:
-        print("\nrank correlation of uncertainty with |predicted − true|:")
-        print(_table({"model": result["uncertainty"]}, ("spearman", "within_deciles", "spearman_of_prediction")))
+        print("\nrank correlation of uncertainty with |predicted − true|, and AUC of it for videos with few exposures:")
+        columns = ("spearman", "within_deciles", "spearman_of_prediction", "cold_auc")
+        print(_table({"model": result["uncertainty"]}, columns))
     if "sample_auc" in result:
         print(f"\nAUC of sampled non-impressions against the pool: {result['sample_auc']:.4f}")
 

@@ -26,7 +26,7 @@ from mmrf_jax.training.train_state import TrainState
 from mmrf_jax.training.trained_run import TrainedRun
 
 _SESSIONS, _REQUESTS, _BATCH = 1_024, 4, 64  # sessions of the log, first requests of each, sessions per batch
-_RANKED = 200_000  # (user, video) pairs whose uncertainty is ranked
+_RANKED = 200_000  # (user, video) pairs, at most, whose uncertainty is ranked
 CALIBRATED = ("click", "long_view", "like", "watch_time")
 
 
@@ -81,8 +81,8 @@ def compare_with_truth(run: TrainedRun) -> dict[str, Any]:
     Returns:
       {"selection_bias": {predictor: {signal: errors on impressions and non-impressions and their ratio}}, "unseen":
       {predictor: {binary signal: `model_quality.of_unseen` of the non-impressions}}} and, with a feedback model,
-      {"uncertainty": {signal: rank correlations with the error, on videos with training exposures;
-      `watch_time` in log1p seconds, the scale on which the uncertainty is defined, and `watch_time_seconds`},
+      {"uncertainty": {signal: rank correlations with the error, on videos with training exposures; `watch_time` in
+      log1p seconds, the scale on which the uncertainty is defined, and `watch_time_seconds`; and `cold_auc`},
       "sample_auc": of a classifier that separates sampled non-impressions from the whole pool}.
     """
     source, plan, signals = run.source, run.plan, run.signals
@@ -136,17 +136,19 @@ def _of_unseen(flat: dict[str, np.ndarray], predictors: Iterable[str], signals: 
 
 def _uncertainty(flat: dict[str, np.ndarray], train: Sessions, source: sources.Source) -> dict[str, Any]:
     _, request, slot = sessions.exposure_index(train)
-    exposures = np.bincount(train.candidates[request, train.slate[request, slot]], minlength=source.items.num_videos)
-    rows = np.flatnonzero(exposures[flat["video"]] > 0)
-    rows = np.random.default_rng(0).permutation(rows)[:_RANKED]
+    counts = np.bincount(train.candidates[request, train.slate[request, slot]], minlength=source.items.num_videos)
+    order = np.random.default_rng(0).permutation(len(flat["video"]))
+    exposures = counts[flat["video"]][order]
+    rows, pairs = order[exposures > 0][:_RANKED], order[:_RANKED]
     result = {}
     for signal in CALIBRATED:
         i = source.spec.signals.index(signal)
         u, mean, truth = (flat[name][rows, i] for name in ("uncertainty", "model", "truth"))
+        auc = model_quality.cold_auc(flat["uncertainty"][pairs, i], exposures[: len(pairs)])
         if signal == "watch_time":
-            result["watch_time_seconds"] = model_quality.uncertainty_ranks(u, mean, truth)
+            result["watch_time_seconds"] = model_quality.uncertainty_ranks(u, mean, truth) | {"cold_auc": auc}
             mean, truth = flat["levels"][rows, 0], flat["true_log_seconds"][rows]
-        result[signal] = model_quality.uncertainty_ranks(u, mean, truth)
+        result[signal] = model_quality.uncertainty_ranks(u, mean, truth) | {"cold_auc": auc}
     return result
 
 

@@ -368,6 +368,17 @@ def test_uncertainty_ranks():
     assert abs(ranks["within_deciles"]) < 0.3
 
 
+def test_cold_auc_is_scikit_learn_s():
+    rng = np.random.default_rng(17)
+    exposures = rng.integers(0, 12, 3000)
+    uncertainty = np.round(rng.random(3000) + 0.3 * (exposures < 5), 1)  # many ties
+    auc = model_quality.cold_auc(uncertainty, exposures)
+    assert auc == pytest.approx(roc_auc_score(exposures < 5, uncertainty), abs=1e-12) and auc > 0.7
+    assert model_quality.cold_auc(np.array([0.3, 0.2, 0.1]), np.array([4, 5, 9])) == 1.0
+    for number in (4, 5):
+        assert model_quality.cold_auc(uncertainty, np.full(3000, number)) is None
+
+
 def test_uncertainty_ranks_by_hand():
     # Predictions 0.1 (12 rows, ranked rightly), 0.5 (24 rows, the wrong way round) and 0.9 (9 rows: too few).
     predicted = np.repeat([0.1, 0.5, 0.9], [12, 24, 9])
