@@ -188,6 +188,44 @@ def forest(title: str, rows: Sequence[tuple[str, float, float, float]], control:
     return plot
 
 
+def ranked(
+    title: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[tuple[str, float]]],
+    intervals: Sequence[tuple[str, float, float]],
+) -> Figure:
+    """Plot shares of pairs in the right order by signal, the first signal on top, with a line at chance.
+
+    Args:
+      title: of the chart.
+      names: of the signals.
+      series: {ranker: [(signal, share)]}.
+      intervals: (signal, low, high) of the first ranker.
+    """
+    plot = _blank(title, 84 + 30 * len(names), "share of pairs in the right order", y_range=list(names)[::-1])
+    plot.ygrid.grid_line_color = None
+    plot.xaxis.ticker.desired_num_ticks = 5
+    plot.add_layout(Span(location=0.5, dimension="height", line_color=INK, line_dash="dashed", level="underlay"))
+    if intervals:
+        name, low, high = map(list, zip(*intervals, strict=True))
+        plot.segment(low, name, high, name, line_color=style(0)["colour"], line_width=2.5)
+    drawn = []
+    for number, (ranker, points) in reversed(list(enumerate(series.items()))):  # the first above the others
+        look = style(number)
+        name, share = map(list, zip(*points, strict=True)) if points else ([], [])
+        data = ColumnDataSource({"name": name, "share": share, "ranker": [ranker] * len(name)})
+        drawn.append(plot.scatter("share", "name", source=data, marker=look["marker"], size=8, color=look["colour"]))
+    ends = [
+        0.5,
+        *(x for points in series.values() for _, x in points),
+        *(x for _, *bounds in intervals for x in bounds),
+    ]
+    margin = 0.05 * (max(ends) - min(ends) or 1.0)
+    plot.x_range.start, plot.x_range.end = min(ends) - margin, max(ends) + margin
+    _hover(plot, drawn, [("", "@ranker"), ("", "@name"), ("share", "@share{0.0000}")])
+    return plot
+
+
 def _texts(plot: Figure, x: str, y: str, data: ColumnDataSource, **options) -> None:
     look = {"text_font": value(_FONT), "text_font_size": "11px", "text_color": INK, "background_fill_color": PAPER}
     plot.text(x, y, "text", source=data, **look, **options)

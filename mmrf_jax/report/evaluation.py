@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrf_jax.abtest.statistics import MIN_EVENTS, control_of, lower_is_better, reason, too_small
@@ -18,6 +18,7 @@ _LOGS = {
     "test_frozen_history": "The held-out days, with no feedback of those days in what the agents remember",
     "random_test": "The random log of the held-out days",
 }
+_OWN = ("served ranking", "own agent")
 _RANKERS = ("model", "agents", "per_video_mean", "logistic")
 
 
@@ -100,30 +101,51 @@ def offline(run: Run) -> Part:
     if not run.results:
         return Part(identity, title, "", missing=UNFINISHED)
     logs = by_log(run.results, "offline")
-    body = ""
-
-    def gauc(x):
-        return NOTHING if x is None else labels.show(x, ".4f")
-
+    body, figures = "", {}
     for log, entries in logs.items():
+        ordered = in_order(run.signals, entries)
         rankers = list(dict.fromkeys(r for entry in entries.values() for r in entry.get("against", {})))
         rows: list[list[str | Cell]] = []
-        for signal, entry in in_order(run.signals, entries):
+        for signal, entry in ordered:
             row: list[str | Cell] = [labels.name(signal), f"{entry['eligible_users']:,}"]
-            row += [Cell(gauc(entry["gauc"]), interval(entry["ci95"])), gauc(entry.get("gauc_agent"))]
+            row += [Cell(_gauc(entry["gauc"]), interval(entry["ci95"])), _gauc(entry.get("gauc_agent"))]
             for ranker in rankers:
                 other = entry.get("against", {}).get(ranker, {})
-                row.append(change(gauc(other.get("gauc")), other.get("diff"), other.get("diff_ci95"), "+.4f"))
+                row.append(change(_gauc(other.get("gauc")), other.get("diff"), other.get("diff_ci95"), "+.4f"))
             rows.append(row)
-        head = ["signal", "users", "served ranking", "own agent", *rankers]
-        body += (f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else "") + table(head, rows)
+        figures[f"gauc-{log}"] = _ranked(dict(ordered), rankers)
+        shown = legend([*_OWN, *rankers]) + grid([f"gauc-{log}"], "whole")
+        head = ["signal", "users", *_OWN, *rankers]
+        body += f"<h3>{escape(_LOGS.get(log, log))}</h3>" if len(logs) > 1 else ""
+        body += split(table(head, rows), shown)
     caption = (
         "GAUC: how often a video with the signal stands above one without it, within a user; .5 is chance. "
         "XAUC is the same for pairs of values, such as play times. Small print: 95 % intervals over users; under "
         "another ranker, how far the agents are ahead of it, in colour where the interval excludes 0. No figure for "
         "fewer than 200 users."
     )
-    return Part(identity, title, caption, body)
+    return Part(identity, title, caption, body, figures)
+
+
+def _gauc(x: float | None) -> str:
+    return NOTHING if x is None else labels.show(x, ".4f")
+
+
+def _ranked(entries: Mapping[str, Any], rankers: Sequence[str]) -> charts.Figure:
+    """Return the chart of {signal: entry} of a log: the run's two rankings, and those it is compared with."""
+    own = zip(_OWN, ("gauc", "gauc_agent"), strict=True)
+    found = {name: {signal: entry.get(key) for signal, entry in entries.items()} for name, key in own}
+    for ranker in rankers:
+        found[ranker] = {signal: e.get("against", {}).get(ranker, {}).get("gauc") for signal, e in entries.items()}
+    series = {
+        ranker: [(labels.name(signal), x) for signal, x in values.items() if x is not None]
+        for ranker, values in found.items()
+    }
+    intervals = [(labels.name(signal), *e["ci95"]) for signal, e in entries.items() if e["ci95"] is not None]
+    names = [
+        name for name in map(labels.name, entries) if any(name == there for x in series.values() for there, _ in x)
+    ]
+    return charts.ranked("GAUC and XAUC", names, series, intervals)
 
 
 def model_quality(run: Run) -> Part:

@@ -7,7 +7,7 @@ import math
 import pytest
 from pages import NASTY, Page
 
-from mmrf_jax.report import charts, page, palette, sections
+from mmrf_jax.report import charts, evaluation, page, palette, sections
 from mmrf_jax.signals import SHORT_VIDEO
 
 SECTIONS = ["ab-test", "offline", "model-quality", "curves", "attention", "conflict", "explorer", "settings"]
@@ -159,8 +159,27 @@ def drawn(found: Page) -> int:
 
 
 def test_each_chart_has_a_place():
-    # Two differences, one reliability, three curves, attention and two conflicts.
-    assert drawn(Page(plain())) == 2 + 1 + 3 + 1 + 2
+    # Two differences, one ranking, one reliability, three curves, attention and two conflicts.
+    assert drawn(Page(plain())) == 2 + 1 + 1 + 3 + 1 + 2
+
+
+def test_signals_that_nothing_ranked_are_not_in_the_chart_of_rankings():
+    entries = {
+        "click": {"gauc": 0.61, "gauc_agent": 0.6, "ci95": [0.6, 0.62], "against": {"popularity": {"gauc": 0.55}}},
+        "like": {"gauc": 0.7, "ci95": None},
+        "hate": {"gauc": None, "ci95": None},
+    }
+    chart = evaluation._ranked(entries, ["popularity"])
+    assert list(chart.y_range.factors) == ["likes", "clicks"]
+    assert chart.x_range.start < 0.5 < 0.7 < chart.x_range.end
+    points = {
+        r.data_source.data["ranker"][0]: r.data_source.data for r in chart.renderers if "ranker" in r.data_source.data
+    }
+    assert {name: list(data["share"]) for name, data in points.items()} == {
+        "served ranking": [0.61, 0.7],
+        "own agent": [0.6],
+        "popularity": [0.55],
+    }
 
 
 def test_what_a_run_does_not_have_is_explained():
