@@ -14,7 +14,11 @@ from mmrf_jax.envs.short_video import parameters
 # Durations follow the quantiles over videos of KuaiRand's random log (seconds).
 _DURATION_Q = (0.0, 0.02, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 _DURATION_S = (5.0, 8.0, 28.4, 77.6, 147.0, 235.0, 330.0, 600.0)
+TASTE_SPREAD = 0.5  # of tastes about the centroid of their topic
+QUALITY_SPREAD = 0.7  # of an author's quality and clickbait, and of a video's about its author's
+POPULARITY = 0.3  # weight of quality and of clickbait in the logarithm of popularity, whose noise is 1
 CONTENT_NOISE = 0.06  # of the platform's view of a taste vector
+MIX_NOISE = 0.8  # of its view of quality and clickbait
 MIX = ((1.0, 0.6, -0.5, 0.8), (0.5, -0.9, 1.0, 0.7))  # quality and clickbait, in what the platform sees of them
 _AUTHORS_PER_TOPIC = 1 / 60  # authors per video of a topic
 
@@ -116,23 +120,23 @@ def _draw(seed, num_videos: int):
     topic = jax.random.categorical(
         keys[1], -0.4 * jnp.log(1.0 + jnp.arange(parameters.TOPICS, dtype=jnp.float32)), shape=(num_videos,)
     )
-    taste = _unit(centroids[topic] + 0.5 * _unit(normal(2, num_videos, parameters.LATENT)))
+    taste = _unit(centroids[topic] + TASTE_SPREAD * _unit(normal(2, num_videos, parameters.LATENT)))
     per_topic = _authors(num_videos)
     # Within a topic, author r has a share proportional to 1 / r.
     author = jnp.floor(jnp.exp(uniform(3) * jnp.log(jnp.float32(per_topic + 1.0))) - 1.0)
     topic = topic.astype(jnp.int32)
     author = topic * per_topic + jnp.clip(author.astype(jnp.int32), 0, per_topic - 1)
     author_quality, author_bait, appeal = normal(4, 3, parameters.TOPICS * per_topic)
-    quality = 0.7 * author_quality[author] + 0.7 * normal(5, num_videos)
-    clickbait = 0.7 * author_bait[author] + 0.7 * normal(6, num_videos)
+    quality = QUALITY_SPREAD * author_quality[author] + QUALITY_SPREAD * normal(5, num_videos)
+    clickbait = QUALITY_SPREAD * author_bait[author] + QUALITY_SPREAD * normal(6, num_videos)
     u = uniform(7)
     log_duration = jnp.log(jnp.interp(u, jnp.array(_DURATION_Q, jnp.float32), jnp.array(_DURATION_S, jnp.float32)))
-    popularity = 0.3 * quality + 0.3 * clickbait + normal(8, num_videos)
+    popularity = POPULARITY * quality + POPULARITY * clickbait + normal(8, num_videos)
     upload = jnp.floor(uniform(9, minval=parameters.FIRST_DAY, maxval=parameters.LAST_DAY + 1))
     # The platform's content models see the taste vector, and mixtures of quality and clickbait, all with noise. The
     # production ranker sees no more of a video than this, so its choices depend on nothing hidden from the agents.
     mix = jnp.array(MIX, jnp.float32)
-    noisy = jnp.stack([quality, clickbait], -1) @ mix + 0.8 * normal(10, num_videos, 4)
+    noisy = jnp.stack([quality, clickbait], -1) @ mix + MIX_NOISE * normal(10, num_videos, 4)
     estimate = noisy @ jnp.linalg.pinv(mix)
     content = parameters.LATENT**0.5 * (taste + CONTENT_NOISE * normal(11, num_videos, parameters.LATENT))
     scaled = log_duration[:, None] - 4.2

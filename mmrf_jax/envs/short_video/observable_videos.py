@@ -40,9 +40,10 @@ def video_prior(params: parameters.WorldParams) -> VideoBelief:
     """Return the posterior given the videos' features (`items`): four mixtures of the two, and the popularity."""
     features = params.items.features
     mix = jnp.array(items.MIX, jnp.float32)
-    design = jnp.concatenate([mix / 0.8, jnp.full((2, 1), 0.3)], axis=1)  # [2, 5], in units of the noise .8 and 1
-    seen = jnp.concatenate([features[:, L : L + 4] / 0.8, 2.0 * features[:, -1:]], axis=1)
-    precision = design @ design.T + jnp.eye(2) / 0.98
+    # [2, 5], in units of the noise
+    design = jnp.concatenate([mix / items.MIX_NOISE, jnp.full((2, 1), items.POPULARITY)], axis=1)
+    seen = jnp.concatenate([features[:, L : L + 4] / items.MIX_NOISE, 2.0 * features[:, -1:]], axis=1)
+    precision = design @ design.T + jnp.eye(2) / (2.0 * items.QUALITY_SPREAD**2)
     mean = seen @ design.T @ jnp.linalg.inv(precision)
     return VideoBelief(mean, jnp.broadcast_to(precision, (len(mean), 2, 2)))
 
@@ -55,8 +56,9 @@ def believed_params(params: parameters.WorldParams, belief: VideoBelief) -> para
     """
     features, b = params.items.features, params.behaviour
     # Variances of a taste about its topic's centroid, and of the features about the taste.
-    spread, noise = 0.25 / L / 1.25, items.CONTENT_NOISE**2
-    topic = params.centroids[params.topic] / 1.25**0.5
+    norm = 1.0 + items.TASTE_SPREAD**2  # of the squared sum before a taste is scaled to a unit vector, on average
+    spread, noise = items.TASTE_SPREAD**2 / L / norm, items.CONTENT_NOISE**2
+    topic = params.centroids[params.topic] / norm**0.5
     taste = (topic / spread + features[:, :L] / L**0.5 / noise) / (1.0 / spread + 1.0 / noise)
     loads = jnp.array([b.engagement_quality, b.engagement_clickbait], jnp.float32)
     var = jnp.einsum("i,vij,j->v", loads, jnp.linalg.inv(belief.precision), loads).mean()
