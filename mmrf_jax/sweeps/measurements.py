@@ -302,7 +302,8 @@ def format_study(table: dict[str, Any]) -> str:
     known = "95 % intervals over seeds"
     if table["seeds"] < seeds.MIN_SEEDS:
         known = f"too few for intervals, which need {seeds.MIN_SEEDS} seeds"
-    parts = [f"{table['seeds']} seeds{sessions}; {known}.{others}"]
+    number = f"{table['seeds']} seed{'s' if table['seeds'] > 1 else ''}"
+    parts = [f"{number}{sessions}; {known}.{others}"]
     for name, entry in TABLES.items():
         if name in table:
             metrics = list(next(iter(table[name].values())))
