@@ -52,11 +52,11 @@ def garbage():
     """What JAX keeps of a module's programs is looked at once; where it is too much, it is given up.
 
     A loaded program holds several of the 65,530 mappings that Linux lets a process have, and the process dies at the
-    next one.
+    next one. Far below that, workers would need 5 GB instead of 3.
     """
     yield
     mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 45_000:
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
         import jax  # reads the environment that is set above
 
         gc.unfreeze()
