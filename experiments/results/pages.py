@@ -197,15 +197,6 @@ _ERRORS = {
     "long_view, not shown": "long_view, not shown",
     "watch_time, not shown": "watch time, not shown, s",
 }
-_CELLS = {
-    **{
-        f"{critics}_{name}_1024": f"{critics}, {name}"
-        for critics in ("shared", "own")
-        for name in ("none", "attention", "massa", "single")
-    },
-    "production": "production",
-    "oracle_planning": "oracle_planning",
-}
 
 TABLES: dict[str, Callable[[], str]] = {
     "world": lambda: arms("world", ("production", "random", "oracle_myopic", "oracle_planning", "mmrf"), _VISITS),
@@ -221,8 +212,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "leave_one_out": lambda: arms(
         "leave_one_out", ("mmrf", *(f"without_{name}" for name in SHORT_VIDEO.agents[:-1])), _SESSION
     ),
-    "collaboration": lambda: arms("collaboration", _CELLS, _SESSION, head="critics, communication"),
-    "collaboration_sparse": lambda: arms("collaboration_sparse", _CELLS, _SESSION, head="critics, communication"),
+    "collaboration_sparse": lambda: arms(
+        "collaboration_sparse",
+        {
+            **{
+                f"{critics}_{name}_1024": f"{critics}, {name}"
+                for critics in ("shared", "own")
+                for name in ("none", "attention", "massa", "single")
+            },
+            "production": "production",
+            "oracle_planning": "oracle_planning",
+        },
+        _SESSION,
+        head="critics, communication",
+    ),
     "single_vs_multi": lambda: arms(
         "single_vs_multi",
         (
