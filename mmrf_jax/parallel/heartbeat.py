@@ -24,6 +24,8 @@ _LONGEST = 4_096  # bytes of a message
 _RETRY = 0.2  # seconds between two attempts to connect
 _NOWHERE: dict[str, Any] = {"at": "", "waits": False, "compiles": False}  # where the main thread of a process is
 _COMPILERS = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")  # compiling takes long, and ends
+# The folder mmrf_jax as faulthandler writes it; not any of that name, which may also hold the libraries.
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "").encode("ascii", "backslashreplace").decode()
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)  # a line of faulthandler
 
 
@@ -259,17 +261,20 @@ def _place() -> dict[str, Any]:
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file)
         file.seek(0)
-        threads = file.read().decode(errors="replace").split("\n\n")
-    main = f" 0x{threading.main_thread().ident or 0:016x} "
-    frames = [frame for thread in threads if main in thread.partition("\n")[0] for frame in _FRAME.findall(thread)]
+        return _read(file.read().decode(errors="replace"), threading.main_thread().ident or 0)
+
+
+def _read(dump: str, ident: int) -> dict[str, Any]:
+    """Return the place of the thread `ident` in what `faulthandler` wrote, the innermost frame first."""
+    threads = [thread for thread in dump.split("\n\n") if f" 0x{ident:016x} " in thread.partition("\n")[0]]
+    frames = [frame for thread in threads for frame in _FRAME.findall(thread)]
     if not frames:
         return dict(_NOWHERE)
-    ours, top = f"{os.sep}mmrf_jax{os.sep}", frames[0][0]
-    places = (f"{path.rsplit(ours, 1)[1]}:{line} ({name})" for path, line, name in frames if ours in path)
+    ours = (f"{path[len(_PACKAGE) :]}:{line} ({name})" for path, line, name in frames if path.startswith(_PACKAGE))
     return {
-        "at": next(places, ""),
-        "waits": f"{os.sep}jax{os.sep}" in top,
-        "compiles": top.endswith(_COMPILERS),
+        "at": next(ours, ""),
+        "waits": f"{os.sep}jax{os.sep}" in frames[0][0],
+        "compiles": frames[0][0].endswith(_COMPILERS),
     }
 
 

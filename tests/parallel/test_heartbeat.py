@@ -207,6 +207,21 @@ def test_the_place_of_a_process_is_a_line_of_ours():
     assert re.fullmatch(r"io/progress\.py:\d+ \(check_interrupted\)", found[1]["at"])
 
 
+def test_libraries_in_a_checkout_of_our_name_are_not_our_code(monkeypatch):
+    monkeypatch.setattr(heartbeat, "_PACKAGE", "/home/\\xe9/mmrf_jax/mmrf_jax/")
+    dump = """Current thread 0x0000000000000007 (most recent call first):
+  File "/home/\\xe9/mmrf_jax/mmrf_jax/parallel/heartbeat.py", line 1 in _place
+
+Thread 0x0000000000000005 (most recent call first):
+  File "/home/\\xe9/mmrf_jax/.venv/lib/python3.11/site-packages/jax/_src/array.py", line 615 in _value
+  File "/home/\\xe9/mmrf_jax/.venv/lib/python3.11/threading.py", line 9 in wait
+  File "/home/\\xe9/mmrf_jax/mmrf_jax/training/rounds.py", line 321 in _steps
+  File "/home/\\xe9/mmrf_jax/mmrf_jax/training/train.py", line 7 in train_runs
+"""
+    assert heartbeat._read(dump, 5) == {"at": "training/rounds.py:321 (_steps)", "waits": True, "compiles": False}
+    assert heartbeat._read(dump, 9) == heartbeat._NOWHERE
+
+
 def test_no_frames_of_a_running_thread_are_walked():
     """`f_back` of a frame of another thread crashed CPython 3.11.7 once in some hundred thousand calls."""
     files = [
