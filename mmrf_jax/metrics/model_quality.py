@@ -272,9 +272,7 @@ def cold_auc(uncertainty: np.ndarray, exposures: np.ndarray) -> float | None:
     cold = np.asarray(exposures) < _COLD
     if cold.all() or not cold.any():
         return None
-    ranks = scipy.stats.rankdata(np.asarray(uncertainty, np.float64))
-    number = int(cold.sum())
-    return float((ranks[cold].sum() - number * (number + 1) / 2) / (number * (len(cold) - number)))
+    return _auc(cold.astype(np.float64), np.asarray(uncertainty, np.float64))
 
 
 def selection_bias(predicted: np.ndarray, truth: np.ndarray, shown: np.ndarray) -> dict[str, float | None]:
