@@ -202,7 +202,7 @@ def ranked(
       series: {ranker: [(signal, share)]}.
       intervals: (signal, low, high) of the first ranker.
     """
-    plot = _blank(title, 84 + 30 * len(names), "share of pairs in the right order", y_range=list(names)[::-1])
+    plot = _blank(title, 84 + 30 * len(names), "pairs ranked right", y_range=list(names)[::-1])
     plot.ygrid.grid_line_color = None
     plot.xaxis.ticker.desired_num_ticks = 5
     plot.add_layout(Span(location=0.5, dimension="height", line_color=INK, line_dash="dashed", level="underlay"))
