@@ -20,8 +20,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: train test test-slow test-nightly test-trackers smoke smoke-oldest lint clean
 
+# The pip of Python 3.11 resolves the requirements of tests in four minutes, a new one in seconds.
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
 
@@ -54,6 +56,7 @@ test-nightly: $(VENV)/.dev smoke-oldest
 # Apart, because MLflow needs older versions of packages that the tests of object storage and of logs use.
 .venv-trackers/.built: pyproject.toml
 	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/pip install -q -U pip
 	.venv-trackers/bin/pip install -q -e '.[wandb,mlflow]' 'pytest>=8'
 	touch $@
 
