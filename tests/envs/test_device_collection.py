@@ -55,6 +55,7 @@ def compare(held, log, equal=np.testing.assert_array_equal):
         np.testing.assert_allclose(here, there, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_log_is_the_hosts():
     done = []
     held = on_devices(Partitioner(), done.append)

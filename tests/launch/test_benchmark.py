@@ -53,6 +53,7 @@ def test_unknown_parts_are_refused(launch, tmp_path):
     error_line(done, "unknown --parts=all; choose among rows, videos, users, processes, logs")
 
 
+@pytest.mark.slow
 def test_scale_measures_logs():
     """Their records, and reading them; steps of several processes: tests/multiprocess/test_mains.py."""
     found = scale.logs(20_000, 1)

@@ -100,6 +100,7 @@ print(jax.process_index(), [x.decode() for x in multihost.gather(f"of {jax.proce
 """
 
 
+@pytest.mark.slow
 def test_processes_that_slurm_started_find_each_other():
     with socket.socket() as free:  # JAX makes the port of the job's number
         while True:

@@ -37,6 +37,7 @@ def test_the_policy_earns_what_it_earned_in_the_a_b_test(run):
         assert metrics[name].mean() == pytest.approx(expected[name]["mean"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_feedback_model_is_an_environment(run):
     env = mmrf.make("learned", run=run)
     params, slate = env.default_params, jnp.tile(jnp.arange(env.slate_size), (B, 1))

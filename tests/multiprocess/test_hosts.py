@@ -73,7 +73,7 @@ PHASES = ("collect", "fit", "train", "model_exploitation_gap", "ab_test", "offli
     ("processes", "stopped_in"),
     [
         pytest.param(1, PHASES[::2], id="1"),
-        pytest.param(2, PHASES[1::2], id="2"),
+        pytest.param(2, PHASES[1::4], id="2"),
         pytest.param(1, PHASES, marks=pytest.mark.nightly, id="1 in all"),
         pytest.param(2, PHASES, marks=pytest.mark.nightly, id="2 in all"),
     ],

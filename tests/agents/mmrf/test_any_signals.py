@@ -24,7 +24,7 @@ def config_of(signals, **fields):
 
 METHODS = ("mmrf", "pareto", "tscac", "td3_bc", "ltr", "wide_deep", "deepfm", "myopic")
 #: One signal is the edge of every method; what of a method has the number of signals shows there too.
-FAST = {*(("one", method) for method in METHODS), ("twelve", "mmrf"), ("twelve", "deepfm")}
+FAST = {*(("one", method) for method in METHODS[1:]), ("twelve", "mmrf"), ("twelve", "deepfm")}
 
 
 @pytest.mark.parametrize(
