@@ -39,5 +39,6 @@ def get_config() -> ConfigDict:
             "log_users": 20,
             "log_requests": 2,
             "sessions": 256,
+            "model_sessions": 64,
         },
     )

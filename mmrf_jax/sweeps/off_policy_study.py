@@ -1,8 +1,12 @@
-"""Errors of the off-policy estimators: estimates of many policies against two true values from the world.
+"""Errors of the off-policy estimators: estimates of many policies against true values from the world.
 
 Production collects the logs. Truth (i) is the target of the per-video estimates: states and preceding videos follow
 production, actions follow the policy. It is exact except for the states, which are those of all logs. Truth (ii) is the
-on-policy value from separate sessions. Letters: P policies, R rankers, r requests, s signals of `MEASURED`.
+on-policy value from separate sessions. Truth (iii) is the target of the estimates of slates: the sum over a slate whose
+videos all follow the policy, in production's states; videos above a slot are sampled.
+
+Estimators with a reward model use `RewardModel`, fitted to other users of production. Letters: P policies, R rankers, r
+requests, s signals of `MEASURED`.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -20,11 +24,12 @@ from scipy import stats
 
 from mmrf_jax import ops, types
 from mmrf_jax.abtest import simulate
-from mmrf_jax.envs import rollout
+from mmrf_jax.data import sessions
+from mmrf_jax.envs import collect, rollout
 from mmrf_jax.envs.rankers import PrivilegedPolicy
 from mmrf_jax.io import files, tables
 from mmrf_jax.io.progress import counted, phase
-from mmrf_jax.ope import estimators
+from mmrf_jax.ope import estimators, policy_value
 from mmrf_jax.parallel.partitioner import Partitioner
 from mmrf_jax.signals import SHORT_VIDEO
 from mmrf_jax.training import configs, restore, sources
@@ -33,10 +38,56 @@ MEASURED = ("click", "long_view", "like", "watch_time")
 CLOSE = 0.05  # relative to production's watch time per video, truth (i): policies that differ by less count as close
 _BATCH = 256  # sessions per batch
 _DRAWS = 300  # bootstrap samples per log
-_LOG_USERS, _SERVED_USERS = 300_000_000, 400_000_000
+_LOG_USERS, _SERVED_USERS, _MODEL_USERS = 300_000_000, 400_000_000, 500_000_000
+_RIDGE = 100.0  # of the reward model, in exposures
+#: Estimators of `ope.policy_value`, at its defaults: per video with a reward model, and of slates.
+_WITH_MODEL = ("dm", "dr", "sndr", "switch_dr", "dros")
+_OF_SLATES = ("sips", "rips", "snrips", "cascade_dr")
+_DEFAULT = "default"  # in the place of the cap
 _COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 
 Score = Callable[[Any, Any], chex.Array]  # (parameters of the world, state) -> [B, C]
+
+
+class RewardModel(NamedTuple):
+    """Feedback as a bilinear function of a user's profile and a video's features, plus a term per slot."""
+
+    bilinear: np.ndarray  # [1 + Du, 2 + Di, s]; the first of each side is constant, the last of a video its duration
+    slot: np.ndarray  # [K, s]
+
+    def of_candidates(self, profile: chex.Array, features: chex.Array) -> chex.Array:
+        """Predict [B, C, s] for profiles [B, 1 + Du] and features [B, C, 2 + Di], without the slot's term."""
+        return jnp.einsum("bu,ufs,bcf->bcs", profile, self.bilinear, features)
+
+
+def seen_profile(profile):
+    """Return the model's view [..., 1 + Du] of profiles [..., Du]."""
+    return jnp.concatenate([jnp.ones((*profile.shape[:-1], 1)), profile], axis=-1)
+
+
+def seen_features(items: types.Items) -> chex.Array:
+    """Return the model's view [V, 2 + Di] of the videos."""
+    duration = jnp.log(items.duration)[:, None]
+    return jnp.concatenate([jnp.ones_like(duration), items.features, duration - duration.mean()], axis=-1)
+
+
+def fit_reward_model(source: sources.Source, key: types.Key, number: int) -> RewardModel:
+    """Fit a ridge regression to the log of `number` users of production."""
+    assert source.sim is not None
+    production = source.policies["production"]
+    log = collect.collect(source.sim, production, key, first_user=_MODEL_USERS, num_sessions=number, day=0)
+    session, request, slot = sessions.exposure_index(log)
+    video = log.candidates[request, log.slate[request, slot]]
+    user = np.asarray(seen_profile(jnp.asarray(log.profile)), np.float64)[session]
+    item = np.asarray(seen_features(source.items), np.float64)[video]
+    pairs = np.einsum("nu,nf->nuf", user, item).reshape(len(video), -1)
+    inputs = np.concatenate([pairs, np.eye(source.spec.slate)[slot]], axis=1)
+    reward = log.feedback[request, slot][:, _COLUMNS].astype(np.float64)
+    gram = inputs.T @ inputs + _RIDGE * np.eye(inputs.shape[1])
+    weight = np.linalg.solve(gram, inputs.T @ reward).astype(np.float32)
+    return RewardModel(
+        weight[: pairs.shape[1]].reshape(user.shape[1], item.shape[1], len(MEASURED)), weight[pairs.shape[1] :]
+    )
 
 
 def run_error_study(config, out: Path) -> dict[str, Any]:
@@ -47,11 +98,12 @@ def run_error_study(config, out: Path) -> dict[str, Any]:
       out: folder to write.
 
     Returns:
-      {"policies": {name: {signal: {"truth", "on_policy": per session, "difference": relative difference of the truth to
-      production's}}}, "close": names, "logs", "log_users", "log_requests", "sessions", "estimators": {signal:
-      {estimator: {cap: {policy: {"pooled": the estimate on all logs together, "coverage": among logs with an interval,
-      the share whose interval contains the truth, None if no log has one, "mean": of the logs' estimates}}}}},
-      "summary": {signal: {estimator: {cap: `_summary`}}}}.
+      {"policies": {name: {signal: {"truth": (i), "slate_truth": (iii), "on_policy": (ii), per session, "difference":
+      relative difference of (i) to production's}}}, "close": names, "logs", "log_users", "log_requests", "sessions",
+      "model_sessions", "estimators": {signal: {estimator: {cap: {policy: {"pooled": the estimate on all logs together,
+      "coverage": among logs with an interval, the share whose interval contains the truth, None if no log has one,
+      "mean": of the logs' estimates}}}}}, "summary": {signal: {estimator: {cap: `_summary`}}}}. The cap is "default"
+      for estimators with their default parameters.
 
     Raises:
       ValueError: for an unknown ranker, no policy named production, or numbers that are too small.
@@ -63,7 +115,8 @@ def run_error_study(config, out: Path) -> dict[str, Any]:
     users = config.logs * config.log_users
     key = jax.random.fold_in(types.make_key(config.run.seed), 15)
     phase("logs")
-    rows, truth = simulate_logs(source, scores, key, weights, users, config.log_requests)
+    model = fit_reward_model(source, jax.random.fold_in(key, 2), config.model_sessions)
+    rows, truth, slate_truth = simulate_logs(source, scores, key, weights, users, config.log_requests, model)
     phase("sessions")
     earned = _serve(source, scores, jax.random.fold_in(key, 1), weights, config.sessions)
     phase("estimates")
@@ -71,26 +124,34 @@ def run_error_study(config, out: Path) -> dict[str, Any]:
     by_estimator: dict[str, Any] = {signal: {} for signal in MEASURED}
     done = counted("estimates", len(names))
     for i, name in enumerate(names):
-        for signal, estimator, cap, entry in _errors(rows, i, truth[i], config.logs, config.log_users):
+        for signal, estimator, cap, entry in _errors(rows, i, truth[i], slate_truth[i], config.logs, config.log_users):
             by_estimator[signal].setdefault(estimator, {}).setdefault(cap, {})[name] = entry
         done(i + 1)
     close = [name for name, x in zip(names, difference[:, MEASURED.index("watch_time")], strict=True) if abs(x) < CLOSE]
     policies = {
         name: {
-            signal: {"truth": float(truth[i, j]), "on_policy": earned[i][signal], "difference": float(difference[i, j])}
+            signal: {
+                "truth": float(truth[i, j]),
+                "slate_truth": float(slate_truth[i, j]),
+                "on_policy": earned[i][signal],
+                "difference": float(difference[i, j]),
+            }
             for j, signal in enumerate(MEASURED)
         }
         for i, name in enumerate(names)
     }
     summary = {
         signal: {
-            estimator: {cap: _summary(entries, policies, signal, close) for cap, entries in caps.items()}
+            estimator: {
+                cap: _summary(entries, policies, signal, close, "slate_truth" if estimator in _OF_SLATES else "truth")
+                for cap, entries in caps.items()
+            }
             for estimator, caps in of_signal.items()
         }
         for signal, of_signal in by_estimator.items()
     }
     table = {"policies": policies, "close": close, "estimators": by_estimator, "summary": summary}
-    table |= {name: config[name] for name in ("logs", "log_users", "log_requests", "sessions")}
+    table |= {name: config[name] for name in ("logs", "log_users", "log_requests", "sessions", "model_sessions")}
     files.write_json(out / "table.json", table)
     files.write_text(out / "table.md", format_errors(table))
     return table
@@ -133,17 +194,20 @@ def simulate_logs(
     weights: np.ndarray,
     users: int,
     requests: int,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Simulate the first requests of `users` sessions of production, and compute truth (i).
+    model: RewardModel,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Simulate the first requests of `users` sessions of production, and compute truths (i) and (iii).
 
     Returns:
-      {"user": [n] from 0, "log_weight": [n, P], "reward": [n, s]} of the exposed videos, by request and slot, and the
-      truth [P, s]: the mean over them of the reward that each policy would expect in the same slot.
+      Columns of the exposed videos, by request and slot: "user" [n] and "request" [n] from 0, "log_propensity" [n],
+      "log_weight" [n, P], "reward" [n, s], the model's "predicted" [n, s] and, under each policy, "direct" [n, P, s] of
+      the slot and "rest" [n, P, s] of the slots below it. Truth (i) [P, s], the mean over them of the reward that each
+      policy would expect in the same slot, and truth (iii) [P, s], the mean over requests.
     """
     assert source.sim is not None and source.truth is not None
     sim, expected_feedback, k = source.sim, source.truth, source.spec.slate
     production = source.policies["production"]
-    policies = jnp.asarray(weights)
+    policies, features, noise_key = jnp.asarray(weights), seen_features(source.items), jax.random.fold_in(key, 3)
 
     @jax.jit
     def step(state, request, ids, live, t, params):
@@ -155,23 +219,46 @@ def simulate_logs(
         mixed = jax.lax.map(lambda w: mixed_scores(w, rankers, params, state), policies)  # [P, B, C]
         chosen = jnp.broadcast_to(slate, (len(policies), *slate.shape))
         log_weight = ops.plackett_luce_log_prob(mixed, chosen) - log_propensity
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(noise_key, t), i))(ids)
+        gumbel = jax.vmap(lambda one: jax.random.gumbel(one, mixed.shape[-1:]))(keys)
+        own = jax.lax.top_k(mixed + gumbel, k)[1]  # [P, B, K], slates of the policies
+        q = model.of_candidates(seen_profile(request.profile), features[request.candidates])
 
-        def add(carry, slot):  # lower slots are watched less, and videos already shown are removed
-            total, odds = carry
+        def add(odds, slot):  # lower slots are watched less, and videos already shown are removed
+            below_logged, below_own = odds
             expected = expected_feedback(params, state, slot)[0][..., _COLUMNS]
-            total += jnp.einsum("pbc,bcs->pbs", odds / odds.sum(axis=-1, keepdims=True), expected)
-            return (total, odds.at[:, user, slate[:, slot]].set(0.0)), None
+            predicted = q + jnp.asarray(model.slot)[slot]
 
-        start = jnp.zeros((*mixed.shape[:2], len(MEASURED))), jnp.exp(mixed)
-        (total, _), _ = jax.lax.scan(add, start, jnp.arange(k))
+            def mean(odds, values):
+                return jnp.einsum("pbc,bcs->pbs", odds / odds.sum(axis=-1, keepdims=True), values)
+
+            logged = (mean(below_logged, expected), mean(below_logged, predicted))
+            followed = (mean(below_own, expected), mean(below_own, predicted))
+            policy = jnp.arange(len(policies))[:, None]
+            odds = (
+                below_logged.at[:, user, slate[:, slot]].set(0.0),
+                below_own.at[policy, user, own[..., slot]].set(0.0),
+            )
+            return odds, (*logged, *followed, predicted[user, slate[:, slot]])
+
+        start = jnp.exp(mixed)
+        _, (would, direct, own_would, own_direct, predicted) = jax.lax.scan(add, (start, start), jnp.arange(k))
+        rest = own_direct[::-1].cumsum(axis=0)[::-1] - own_direct  # [K, P, B, s], of the slots below
         result, state = sim.step_env(key, state, slate, params)
-        reward = result.exposure.feedback[..., _COLUMNS]
         going = live & ~(result.terminated | result.truncated)
-        would = jnp.where(live[:, None], total, 0.0).sum(axis=1)
-        return state, result.request, going, log_weight, reward, would
+        columns = {
+            "log_propensity": log_propensity,
+            "log_weight": jnp.moveaxis(log_weight, 0, -1),
+            "reward": result.exposure.feedback[..., _COLUMNS],
+            "predicted": jnp.moveaxis(predicted, 0, 1),
+            "direct": jnp.moveaxis(direct, (2, 0), (0, 1)),
+            "rest": jnp.moveaxis(rest, (2, 0), (0, 1)),
+        }  # [B, K, ...]
+        sums = [jnp.where(live[:, None], x.sum(axis=0), 0.0).sum(axis=1) for x in (would, own_would)]
+        return state, result.request, going, columns, sums
 
     parts: list[dict[str, np.ndarray]] = []
-    total = np.zeros((len(weights), len(MEASURED)))
+    totals, number = np.zeros((2, len(weights), len(MEASURED))), 0
     done, reset = counted("logs", users), jax.jit(sim.reset_env)
     for first in range(0, users, _BATCH):
         ids = jnp.arange(_LOG_USERS + first, _LOG_USERS + first + _BATCH, dtype=jnp.int32)
@@ -179,42 +266,65 @@ def simulate_logs(
         live = jnp.arange(first, first + _BATCH) < users
         for t in range(requests):
             now = np.flatnonzero(live)
-            state, request, live, log_weight, reward, would = step(state, request, ids, live, t, sim.default_params)
-            total += np.asarray(would, np.float64)
-            part = {"log_weight": np.moveaxis(np.asarray(log_weight), 0, -1)[now], "reward": np.asarray(reward)[now]}
-            part["user"] = np.broadcast_to((first + now)[:, None], part["reward"].shape[:2])
+            state, request, live, columns, sums = step(state, request, ids, live, t, sim.default_params)
+            totals += np.asarray(sums, np.float64)
+            part = {name: np.asarray(x)[now] for name, x in columns.items()}
+            part["user"] = np.broadcast_to((first + now)[:, None], (len(now), k))
+            part["request"] = np.broadcast_to((number + np.arange(len(now)))[:, None], (len(now), k))
+            number += len(now)
             parts.append({name: x.reshape(-1, *x.shape[2:]) for name, x in part.items()})
         done(min(first + _BATCH, users))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(rows["user"], kind="stable")
-    return {name: x[order] for name, x in rows.items()}, total / len(order)
+    return {name: x[order] for name, x in rows.items()}, totals[0] / len(order), totals[1] / number
 
 
-def _errors(rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, logs: int, log_users: int):
+def _errors(
+    rows: dict[str, np.ndarray], policy: int, truth: np.ndarray, slate_truth: np.ndarray, logs: int, log_users: int
+):
     """Yield (signal, estimator, cap, entry) of a policy, from all logs together and from each (`run_error_study`)."""
-    log_weight, reward = rows["log_weight"][:, policy], rows["reward"]
     edges = np.searchsorted(rows["user"], log_users * np.arange(logs + 1))
-    estimate = functools.partial(estimators.estimate, signals=MEASURED, draws=_DRAWS)
+    pooled = _estimates(rows, policy, slice(None), draws=1, seed=0)
+    each = [_estimates(rows, policy, slice(*edges[i : i + 2]), _DRAWS, seed=i) for i in range(logs)]
+    for (signal, estimator, cap), (value, _) in pooled.items():
+        true = (slate_truth if estimator in _OF_SLATES else truth)[MEASURED.index(signal)]
+        found = [x[signal, estimator, cap] for x in each]
+        inside = [ci[0] <= true <= ci[1] for _, ci in found if ci is not None]
+        mean = float(np.mean([x for x, _ in found]))
+        yield signal, estimator, cap, {"pooled": value, "coverage": _mean(inside), "mean": mean}
 
-    def of(part, seed):
-        return estimate(estimators.LoggedDecisions(rows["user"][part], log_weight[part], reward[part]), seed=seed)
 
-    pooled = estimators.estimate(estimators.LoggedDecisions(rows["user"], log_weight, reward), MEASURED, draws=1)[
-        "signals"
-    ]
-    each = [of(slice(*edges[i : i + 2]), i)["signals"] for i in range(logs)]
+_Found = dict[tuple[str, str, str], tuple[float, Sequence[float] | None]]  # {(signal, estimator, cap): value, interval}
+
+
+def _estimates(rows: dict[str, np.ndarray], policy: int, part: slice, draws: int, seed: int) -> _Found:
+    """Return all estimates of a policy from a part of the rows."""
+    user, reward = rows["user"][part], rows["reward"][part]
+    log_propensity, log_weight = rows["log_propensity"][part], rows["log_weight"][part, policy]
+    decisions = estimators.LoggedDecisions(user, log_weight, reward)
+    capped = estimators.estimate(decisions, MEASURED, draws=draws, seed=seed)["signals"]
+    found: _Found = {
+        (signal, estimator, cap): (entry["value"], entry["ci95"])
+        for signal in MEASURED
+        for estimator in ("ips", "ncis")
+        for cap, entry in capped[signal][estimator].items()
+    }
+    log = {
+        "pscore": np.exp(np.minimum(log_propensity, 0.0)),
+        "target_pscore": np.exp(np.minimum(log_propensity + log_weight, 0.0)),
+        "group": user,
+        "draws": draws,
+        "seed": seed,
+    }
+    predicted, direct, rest = rows["predicted"][part], rows["direct"][part, policy], rows["rest"][part, policy]
     for j, signal in enumerate(MEASURED):
-        for estimator in ("ips", "ncis"):
-            for cap, entry in pooled[signal][estimator].items():
-                found = [x[signal][estimator][cap] for x in each]
-                inside = [x["ci95"][0] <= truth[j] <= x["ci95"][1] for x in found if x["ci95"] is not None]
-                mean = float(np.mean([x["value"] for x in found]))
-                yield (
-                    signal,
-                    estimator,
-                    cap,
-                    {"pooled": entry["value"], "coverage": _mean(inside), "mean": mean},
-                )
+        estimate = functools.partial(policy_value.estimate, reward[:, j], **log)
+        q, v, below = predicted[:, j], direct[:, j], rest[:, j]
+        made = estimate(estimators=_WITH_MODEL, reward_model=(q, v))
+        made |= estimate(estimators=_OF_SLATES, reward_model=(q + below, v + below), slate_id=rows["request"][part])
+        for name, x in made.items():
+            found[signal, name, _DEFAULT] = (x.value, None if np.isnan(x.low) else (x.low, x.high))
+    return found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -223,18 +333,23 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(there)) if there else None
 
 
-def _summary(entries: dict[str, Any], policies: dict[str, Any], signal: str, close: list[str]) -> dict[str, Any]:
+def _summary(
+    entries: dict[str, Any], policies: dict[str, Any], signal: str, close: list[str], target: str = "truth"
+) -> dict[str, Any]:
     """Summarise the entries of an estimator and cap over all policies and over the close ones.
 
+    Args:
+      target: of the estimator, "truth" (i) or "slate_truth" (iii).
+
     Returns:
-      {"all" | "close": {"error": mean |pooled / truth − 1|, "coverage": of truth (i), and rank correlations of the
-      pooled estimates with truth (i), "rank", and with (ii), "rank_on_policy"}}; correlations are None for fewer than 3
-      policies.
+      {"all" | "close": {"error": mean |pooled / target − 1|, "coverage": of the target, and rank correlations of the
+      pooled estimates with the target, "rank", and with truth (ii), "rank_on_policy"}}; correlations are None for fewer
+      than 3 policies.
     """
     result = {}
     for group, names in (("all", list(entries)), ("close", close)):
         pooled = np.array([entries[name]["pooled"] for name in names])
-        truth, earned = (np.array([policies[n][signal][key] for n in names]) for key in ("truth", "on_policy"))
+        truth, earned = (np.array([policies[n][signal][key] for n in names]) for key in (target, "on_policy"))
 
         def ranks(x, pooled=pooled):
             return float(stats.spearmanr(pooled, x).statistic) if len(x) > 2 else None
@@ -269,6 +384,14 @@ def _serve(
     return result
 
 
+#: Estimators whose names are no abbreviations in capitals.
+_LABELS = {"switch_dr": "Switch-DR", "dros": "DRos", "cascade_dr": "Cascade-DR"}
+
+
+def _label(estimator: str, cap: str) -> str:
+    return "SNIPS" if (estimator, cap) == ("ncis", "inf") else _LABELS.get(estimator, estimator.upper())
+
+
 def format_errors(table: dict[str, Any]) -> str:
     """Format the study's tables as Markdown: estimators, then policies by watch time."""
 
@@ -287,7 +410,7 @@ def format_errors(table: dict[str, Any]) -> str:
     for signal, of_signal in table["summary"].items():
         for estimator, caps in of_signal.items():
             for cap, groups in caps.items():
-                cells = [signal, "SNIPS" if (estimator, cap) == ("ncis", "inf") else estimator.upper(), cap]
+                cells = [signal, _label(estimator, cap), "–" if cap == _DEFAULT else cap]
                 for x in groups.values():
                     cells += [f"{100 * x['error']:.2f}", number(x["coverage"], ".3f")]
                     cells += [number(x["rank"], ".3f"), number(x["rank_on_policy"], ".3f")]

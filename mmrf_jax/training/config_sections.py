@@ -198,6 +198,7 @@ class EstimatorStudy:
     log_users: int = field(100, "of each log", "[2, 2147483647]")
     log_requests: int = field(4, "of each session, the first", fields.COUNT)
     sessions: int = field(16_384, "of each policy in the world", "[2, 2147483647]")
+    model_sessions: int = field(2_048, "of production, that the reward model is fitted to", fields.COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
