@@ -43,7 +43,7 @@ _RIDGE = 100.0  # of the reward model, in exposures
 #: Estimators of `ope.policy_value`, at its defaults: per video with a reward model, and of slates.
 _WITH_MODEL = ("dm", "dr", "sndr", "switch_dr", "dros")
 _OF_SLATES = ("sips", "rips", "snrips", "cascade_dr")
-_DEFAULT = "default"  # in the place of the cap
+_DEFAULT = "default"  # instead of a cap
 _COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 
 Score = Callable[[Any, Any], chex.Array]  # (parameters of the world, state) -> [B, C]
