@@ -47,8 +47,9 @@ pretrained: $(VENV)/.run
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not nightly"
 
+# A third worker, because some of these tests wait for processes.
 test-slow: $(VENV)/.dev
-	$(PYTEST) -m "slow and not nightly" --durations=20
+	$(PYTEST) -n 3 -m "slow and not nightly" --durations=20
 
 test-nightly: $(VENV)/.dev smoke-oldest
 	$(PYTEST) -m nightly --durations=20

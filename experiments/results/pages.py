@@ -139,14 +139,20 @@ def estimators() -> str:
     """Format errors, coverage and rank correlation of the off-policy estimators for watch time."""
     summary, lines = read("table_estimators")["summary"]["watch_time"], []
     shown = {"IPS": ("ips", "inf"), **{f"NCIS, cap {cap}": ("ncis", cap) for cap in ("2", "10", "50")}}
-    for label, (estimator, cap) in (shown | {"SNIPS": ("ncis", "inf")}).items():
+    shown |= {"SNIPS": ("ncis", "inf"), "DM": ("dm", "default"), "DR, cap 10": ("dr", "default")}
+    shown |= {"SNDR": ("sndr", "default"), "Switch-DR": ("switch_dr", "default"), "DRos": ("dros", "default")}
+    shown |= {f"{name}, of slates": (key, "default") for name, key in _SLATE_ESTIMATORS.items()}
+    for label, (estimator, cap) in shown.items():
         cells = [label]
         for policies in ("all", "close"):
             found = summary[estimator][cap][policies]
             cells += [f"{100 * found['error']:.2f}", f"{found['coverage']:.3f}"]
         lines.append([*cells, f"{found['rank']:.3f}", f"{found['rank_on_policy']:.3f}"])
-    header = [f"{what}, {which}" for which in ("all", "close") for what in ("error (i), %", "coverage")]
-    return markdown(["estimator", *header, "rank (i), close", "rank (ii), close"], lines)
+    header = [f"{what}, {which}" for which in ("all", "close") for what in ("error, %", "coverage")]
+    return markdown(["estimator", *header, "rank, close", "rank (ii), close"], lines)
+
+
+_SLATE_ESTIMATORS = {"SIPS": "sips", "RIPS": "rips", "SNRIPS": "snrips", "Cascade-DR": "cascade_dr"}
 
 
 #: Rankers that KuaiRand's agents are compared with, in results.json and in the tables.
