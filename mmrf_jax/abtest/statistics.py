@@ -58,7 +58,7 @@ def sums_of(signals: Signals) -> tuple[str, ...]:
 
 
 def signals_of(results: Mapping[str, Any]) -> Signals:
-    """Return the signals of a result; one without "signals" is of before they were data, of short videos."""
+    """Return the signals of a result; tables of studies, which are of the world, do not name them."""
     return Signals.from_dict(results["signals"]) if "signals" in results else SHORT_VIDEO
 
 

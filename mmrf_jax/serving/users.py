@@ -125,7 +125,7 @@ class UserStore:
                 self.items[record["id"]] = record
                 self._items.append((record["id"], msgpack.packb(record)))
             return None
-        user = feedback_log.user_of(record)
+        user = record["user"]
         changed = self.get(user).apply(record, self._history)
         self._changed.add(user)
         return changed

@@ -85,15 +85,17 @@ def write_inputs(workdir: Path, inputs: Inputs) -> None:
     files.write_json(workdir / "inputs.json", about)  # last: it says that the arrays are complete
 
 
-def read_inputs(workdir: Path) -> Inputs | None:
-    """Read the inputs of a run; None if its folder has none, as those of version 0.2.0 and before.
+def read_inputs(workdir: Path) -> Inputs:
+    """Read the inputs of a run.
 
     Raises:
-      ValueError: if they are damaged.
+      ValueError: if there are none, or if they are damaged.
     """
     path = workdir / "inputs.json"
     if not path.exists():
-        return None
+        raise ValueError(
+            f"{workdir} has no inputs.json, which a run writes when it starts; mmrf train --workdir={workdir}"
+        )
     again = "remove inputs.json, and `mmrf train` with the same --workdir writes both files again"
     about: dict[str, Any] = run_folder.read_json(path, again)
     try:

@@ -90,8 +90,8 @@ def load_run(config: configs.Run, workdir: Path) -> TrainedRun:
 
 
 def load_trained(config: configs.Run, workdir: Path, partitioner: Partitioner) -> tuple[inputs.Inputs, TrainState]:
-    """Return the inputs and the latest state of a run; see `load_state` for errors."""
-    found = inputs.read_inputs(workdir) or inputs.inputs_of_source(source_of(config, partitioner, workdir=workdir))
+    """Return the inputs and the latest state of a run; see `inputs.read_inputs` and `load_state` for errors."""
+    found = inputs.read_inputs(workdir)
     return found, load_state(config, found, workdir, partitioner)
 
 

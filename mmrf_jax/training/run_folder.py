@@ -38,7 +38,7 @@ def is_free(name: str) -> bool:
 
 
 def flat_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested dictionaries with dotted names, without None fields: older configs may lack those."""
+    """Flatten nested dictionaries with dotted names, without fields that are None."""
     found = files.flat(tree)
     return {name: list(x) if isinstance(x, tuple) else x for name, x in found.items() if x is not None}
 

@@ -132,7 +132,7 @@ class Feed:
 
 def records(log, user: int) -> tuple[list[dict], list[dict]]:
     """What the feedback log has of a user: requests, and events."""
-    found = [record for record, _ in feedback_log.scan(log) if feedback_log.user_of(record) == user]
+    found = [record for record, _ in feedback_log.scan(log) if record["user"] == user]
     return [r for r in found if r["kind"] == "rank"], [r for r in found if r["kind"] == "feedback"]
 
 

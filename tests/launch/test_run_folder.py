@@ -147,7 +147,7 @@ def test_a_run_ranks_and_is_exported_without_its_source(finished, artifact, monk
     """What the world made is in the folder; its artefact, exported from it, ranks alike."""
     monkeypatch.setattr(restore, "source_of", lambda *_: pytest.fail("the source is built again"))
     kept = inputs.read_inputs(finished)
-    assert kept is not None and kept.code == mmrf.__version__ and kept.video_ids is None
+    assert kept.code == mmrf.__version__ and kept.video_ids is None
     assert kept.spec.num_videos == kept.items.num_videos == 1_000 and kept.spec.candidates == 20
     run, exported = mmrf.load(finished), mmrf.load(artifact)
     request = {"candidates": [3, 1, 4, 15, 9, 26], "history": [(5, {"click": 1.0, "watch_time": 20.0})], "k": 4}

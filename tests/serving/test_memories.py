@@ -43,6 +43,7 @@ def answer(number: int, videos: list[int]) -> dict:
     return {
         "kind": "feedback",
         "request": f"1-{number}",
+        "user": 1,
         "event": f"e{number}",
         "time": number,
         "videos": feedback_log.pack_ids(np.array(videos)),

@@ -52,6 +52,7 @@ def some_records(rng, number: int, num_users: int = 5) -> list[feedback_log.Reco
                     "kind": "feedback",
                     "event": str(rng.integers(40)),
                     "request": feedback_log.request_id(user, request),
+                    "user": user,
                     "time": 1000 + len(records),
                     "videos": feedback_log.to_bytes(videos, "<i8"),
                     "feedback": feedback_log.to_bytes(feedback, "<f4"),
@@ -79,7 +80,7 @@ def log(tmp_path):
 def by_hand(records) -> list[bytes]:
     known = [feedback_log.UserLog(SHORT_VIDEO) for _ in range(5)]
     for record in records:
-        known[feedback_log.user_of(record)].apply(record, HISTORY)
+        known[record["user"]].apply(record, HISTORY)
     return [users.pack(k) for k in known]
 
 
@@ -183,7 +184,7 @@ def test_a_store_that_cannot_be_used_is_made_again(log, tmp_path, how, capfd):
     store = users.UserStore(path, folder, SHORT_VIDEO, history)
     known = [feedback_log.UserLog(SHORT_VIDEO) for _ in range(5)]
     for record in records:
-        known[feedback_log.user_of(record)].apply(record, history)
+        known[record["user"]].apply(record, history)
     assert state(store) == [users.pack(k) for k in known]
     assert ("it is made again" in capfd.readouterr().err) == (how != "gone")
 

@@ -66,7 +66,10 @@ def test_the_newest_statistics_are_features(tmp_path):
 
 
 def test_a_folder_without_is_an_older_one_and_damage_is_named(tmp_path):
-    assert inputs.read_inputs(tmp_path) is None
+    with pytest.raises(
+        ValueError, match=r"has no inputs\.json, which a run writes when it starts; mmrf train --workdir="
+    ):
+        inputs.read_inputs(tmp_path)
     inputs.write_inputs(tmp_path, inputs.inputs_of_source(source(tiny.make_items())))
     kept = (tmp_path / "inputs.npz").read_bytes()
     inputs.write_inputs(tmp_path, inputs.inputs_of_source(source(tiny.make_items(seed=1))))  # what is there stays

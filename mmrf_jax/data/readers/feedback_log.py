@@ -434,10 +434,3 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def request_id(user: int | str, number: int) -> str:
     return f"{user}-{number}"
-
-
-def user_of(record: Record) -> int | str:
-    """Return the user of a record of kind "rank" or "feedback"."""
-    if "user" in record:
-        return record["user"]
-    return int(record["request"].rpartition("-")[0])  # feedback of version 0.2.0 and before

@@ -97,7 +97,7 @@ def by_arm(folder: str | os.PathLike, signals: Signals) -> dict[str, dict[str, n
     for record, _ in feedback_log.scan(folder):
         if record["kind"] == "item":
             continue
-        user = feedback_log.user_of(record)
+        user = record["user"]
         known = users.setdefault(user, UserLog(signals))
         if record["kind"] == "rank":
             arm = record.get("arm", "a")
@@ -144,7 +144,7 @@ class _Cutter:
     def take(self, record: Record) -> None:
         if record["kind"] == "item":
             return
-        user = feedback_log.user_of(record)
+        user = record["user"]
         known = self._users.setdefault(user, UserLog(self._spec.signals))
         if record["kind"] == "feedback":
             self.report["feedback"] += known.apply(record, self._spec.history) is not None

@@ -71,6 +71,7 @@ def feedback_record(user, number, videos, event=None, left=False, click=0.0, sec
         "kind": "feedback",
         "event": event or f"{user}-{number}",
         "request": feedback_log.request_id(user, number),
+        "user": user,
         "time": NOON,
         "videos": feedback_log.to_bytes(np.array(videos), "<i8"),
         "feedback": feedback_log.to_bytes(feedback, "<f4"),
