@@ -25,7 +25,7 @@ def record_start(workdir: Path) -> None:
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Return the starts of a run; [] for a folder of before they were recorded."""
+    """Return the starts of a run; [] before the first."""
     path = workdir / STARTS
     return run_folder.read_json(path) if path.exists() else []  # type: ignore[return-value]
 
