@@ -187,22 +187,13 @@ def mixed_scores(weights: chex.Array, scores: dict[str, Score], params, state) -
     return ops.standardised(jnp.einsum("r,rbc->bc", weights, each))
 
 
-def simulate_logs(
-    source: sources.Source,
-    rankers: dict[str, Score],
-    key: types.Key,
-    weights: np.ndarray,
-    users: int,
-    requests: int,
-    model: RewardModel,
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Simulate the first requests of `users` sessions of production, and compute truths (i) and (iii).
+def _request_step(
+    source: sources.Source, rankers: dict[str, Score], key: types.Key, weights: np.ndarray, model: RewardModel
+):
+    """Return a compiled function that serves one request by production to `_BATCH` users.
 
-    Returns:
-      Columns of the exposed videos, by request and slot: "user" [n] and "request" [n] from 0, "log_propensity" [n],
-      "log_weight" [n, P], "reward" [n, s], the model's "predicted" [n, s] and, under each policy, "direct" [n, P, s] of
-      the slot and "rest" [n, P, s] of the slots below it. Truth (i) [P, s], the mean over them of the reward that each
-      policy would expect in the same slot, and truth (iii) [P, s], the mean over requests.
+    It maps (state, request, user ids [B], live [B], number of the request, parameters of the world) to the next state,
+    request and live [B], the columns [B, K, ...] of `simulate_logs`, and the two truths [P, s], summed over live users.
     """
     assert source.sim is not None and source.truth is not None
     sim, expected_feedback, k = source.sim, source.truth, source.spec.slate
@@ -257,6 +248,28 @@ def simulate_logs(
         sums = [jnp.where(live[:, None], x.sum(axis=0), 0.0).sum(axis=1) for x in (would, own_would)]
         return state, result.request, going, columns, sums
 
+    return step
+
+
+def simulate_logs(
+    source: sources.Source,
+    rankers: dict[str, Score],
+    key: types.Key,
+    weights: np.ndarray,
+    users: int,
+    requests: int,
+    model: RewardModel,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Simulate the first requests of `users` sessions of production, and compute truths (i) and (iii).
+
+    Returns:
+      Columns of the exposed videos, by request and slot: "user" [n] and "request" [n] from 0, "log_propensity" [n],
+      "log_weight" [n, P], "reward" [n, s], the model's "predicted" [n, s] and, under each policy, "direct" [n, P, s] of
+      the slot and "rest" [n, P, s] of the slots below it. Truth (i) [P, s], the mean over them of the reward that each
+      policy would expect in the same slot, and truth (iii) [P, s], the mean over requests.
+    """
+    assert source.sim is not None
+    sim, k, step = source.sim, source.spec.slate, _request_step(source, rankers, key, weights, model)
     parts: list[dict[str, np.ndarray]] = []
     totals, number = np.zeros((2, len(weights), len(MEASURED))), 0
     done, reset = counted("logs", users), jax.jit(sim.reset_env)
