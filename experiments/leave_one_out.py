@@ -14,5 +14,5 @@ def get_config():
     config = base.get_config(
         **{f"without_{name}": {"agents": {"signals": without(name)}} for name in SHORT_VIDEO.agents[:-1]}
     )
-    config.seeds = 2
+    config.seeds = 5
     return config

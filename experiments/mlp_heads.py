@@ -8,5 +8,5 @@ from experiments import base
 
 def get_config():
     config = base.get_config(mlp={"agents": {"score_hidden": 64}})
-    config.seeds = 3
+    config.seeds = 5
     return config

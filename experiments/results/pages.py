@@ -112,17 +112,6 @@ def convergence() -> str:
     return markdown(["method", "one pass", "two passes", "change"], lines)
 
 
-def model_exploitation_gap() -> str:
-    """Format the error of the model, its gap by round and what its policy earns, for three sizes of its log."""
-    table, lines = read("model_exploitation_gap"), []
-    for arm, label in {"mmrf": "all of each log", "share_33": "33 %", "share_10": "10 %"}.items():
-        error = table["errors"][f"model of {arm}"]["click, not shown"]["mean"]
-        gaps = [f"{row['gap']:+,.0f}" for row in table["model_exploitation_gap"][arm]]
-        lines.append([label, f"{error:.3f}", *gaps, cell(table["ab_test"][arm]["watch_time"])])
-    header = ["the model fitted on", "error of clicks not shown", "gap after round 1", "round 2", "round 3"]
-    return markdown([*header, _SESSION["watch_time"]], lines)
-
-
 def conflict() -> str:
     """Format gradient cosines and attention of each auxiliary agent, by round."""
     lines = []
@@ -182,18 +171,17 @@ def kuairand(log: str, signals: Sequence[str] = (), rankers: Mapping[str, str] =
     return markdown(header, lines)
 
 
-_SENSITIVITY = {
-    "mmrf": "mmrf: ρ = .25, β = 0, uniform",
-    **{f"counterfactual_weight={name}": f"ρ = {name.replace('_', '.')}" for name in ("0_0", "0_1", "0_5", "1_0")},
-    **{f"uncertainty_bonus={name}": f"β = {name.replace('_', '.')}" for name in ("-1_0", "-0_3", "0_3", "1_0")},
-    "sampling=score": "videos drawn by score",
-    "sampling=uncertainty": "videos drawn by uncertainty",
+_UNCERTAINTY = {
+    "mmrf": "mmrf",
+    "penalty": "penalty",
+    "bonus": "bonus",
+    "drawn": "videos drawn by uncertainty",
 }
 _SAMPLES = {
     "production": "production",
     **{
-        f"{arm}_{n}k": f"{n},000 sessions, {label}"
-        for n in (4, 16, 64)
+        f"{arm}_{n}k": f"{1_024 * n:,} sessions, {label}"
+        for n in (3, 12)
         for arm, label in (("da", "without"), ("mmrf", "with the model"))
     },
 }
@@ -215,9 +203,6 @@ TABLES: dict[str, Callable[[], str]] = {
         head="predictor",
     ),
     "model_parts": lambda: arms("model_parts", ("mmrf", "labels_only", "values_only", "da"), _SESSION),
-    "leave_one_out": lambda: arms(
-        "leave_one_out", ("mmrf", *(f"without_{name}" for name in SHORT_VIDEO.agents[:-1])), _SESSION
-    ),
     "collaboration_sparse": lambda: arms(
         "collaboration_sparse",
         {
@@ -232,14 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
         _SESSION,
         head="critics, communication",
     ),
-    "single_vs_multi": lambda: arms(
-        "single_vs_multi",
-        (
-            *("mmrf", "only_watch_time", "sum", "only_click", "only_comment"),
-            *("only_like", "only_follow", "only_forward", "only_hate"),
-        ),
-        _SESSION,
-    ),
+    "single_vs_multi": lambda: arms("single_vs_multi", ("mmrf", "only_watch_time", "sum"), _SESSION),
     "coverage": lambda: arms(
         "bias_coverage",
         ("mmrf", "da", "ns", "production", "random"),
@@ -272,8 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
         head="method",
     ),
     "convergence": convergence,
-    "model_exploitation_gap": model_exploitation_gap,
-    "sensitivity": lambda: arms("sensitivity", _SENSITIVITY, _SESSION),
+    "uncertainty": lambda: arms("uncertainty", _UNCERTAINTY, _SESSION),
     "mlp_heads": lambda: arms("mlp_heads", {"mmrf": "mmrf: products", "mlp": "products and MLPs"}, _SESSION),
     "ab_long": lambda: arms(
         "ab_long",
