@@ -53,22 +53,22 @@ MODULES = itertools.count(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def garbage():
-    """What JAX keeps of eight modules' programs is looked at once; where it is too much, it is given up.
+    """What JAX keeps of a module's programs is given up where it is too much; garbage is collected at every eighth.
 
     A loaded program holds several of the 65,530 mappings that Linux lets a process have, and the process dies at the
     next one. Far below that, workers would need 5 GB instead of 3.
     """
     yield
-    if next(MODULES) % 8:
-        return
     mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+    full = mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000
+    if full:
         import jax  # reads the environment that is set above
 
         gc.unfreeze()
         jax.clear_caches()
-    gc.collect()
-    gc.freeze()
+    if full or next(MODULES) % 8 == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

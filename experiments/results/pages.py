@@ -25,6 +25,7 @@ from mmrf_jax.abtest import statistics
 from mmrf_jax.metrics import offline
 from mmrf_jax.report import plots
 from mmrf_jax.signals import SHORT_VIDEO
+from mmrf_jax.sweeps import off_policy_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -127,21 +128,20 @@ def conflict() -> str:
 def estimators() -> str:
     """Format errors, coverage and rank correlation of the off-policy estimators for watch time."""
     summary, lines = read("table_estimators")["summary"]["watch_time"], []
-    shown = {"IPS": ("ips", "inf"), **{f"NCIS, cap {cap}": ("ncis", cap) for cap in ("2", "10", "50")}}
-    shown |= {"SNIPS": ("ncis", "inf"), "DM": ("dm", "default"), "DR, cap 10": ("dr", "default")}
-    shown |= {"SNDR": ("sndr", "default"), "Switch-DR": ("switch_dr", "default"), "DRos": ("dros", "default")}
-    shown |= {f"{name}, of slates": (key, "default") for name, key in _SLATE_ESTIMATORS.items()}
-    for label, (estimator, cap) in shown.items():
-        cells = [label]
+    shown = [("ips", "inf"), *(("ncis", cap) for cap in ("2", "10", "50", "inf"))]
+    own = (*off_policy_study.WITH_MODEL, *off_policy_study.OF_SLATES)
+    for estimator, cap in (*shown, *((name, off_policy_study.DEFAULT) for name in own)):
+        cells = [off_policy_study.label(estimator, cap)]
+        if estimator in off_policy_study.OF_SLATES:
+            cells[0] += ", of slates"
+        elif cap.isdigit():
+            cells[0] += f", cap {cap}"
         for policies in ("all", "close"):
             found = summary[estimator][cap][policies]
             cells += [f"{100 * found['error']:.2f}", f"{found['coverage']:.3f}"]
         lines.append([*cells, f"{found['rank']:.3f}", f"{found['rank_on_policy']:.3f}"])
     header = [f"{what}, {which}" for which in ("all", "close") for what in ("error, %", "coverage")]
     return markdown(["estimator", *header, "rank, close", "rank (ii), close"], lines)
-
-
-_SLATE_ESTIMATORS = {"SIPS": "sips", "RIPS": "rips", "SNRIPS": "snrips", "Cascade-DR": "cascade_dr"}
 
 
 #: Rankers that KuaiRand's agents are compared with, in results.json and in the tables.

@@ -41,9 +41,9 @@ _DRAWS = 300  # bootstrap samples per log
 _LOG_USERS, _SERVED_USERS, _MODEL_USERS = 300_000_000, 400_000_000, 500_000_000
 _RIDGE = 100.0  # of the reward model, in exposures
 #: Estimators of `ope.policy_value`, at its defaults: per video with a reward model, and of slates.
-_WITH_MODEL = ("dm", "dr", "sndr", "switch_dr", "dros")
-_OF_SLATES = ("sips", "rips", "snrips", "cascade_dr")
-_DEFAULT = "default"  # instead of a cap
+WITH_MODEL = ("dm", "dr", "sndr", "switch_dr", "dros")
+OF_SLATES = ("sips", "rips", "snrips", "cascade_dr")
+DEFAULT = "default"  # instead of a cap
 _COLUMNS = np.array([SHORT_VIDEO.index(name) for name in MEASURED])
 
 Score = Callable[[Any, Any], chex.Array]  # (parameters of the world, state) -> [B, C]
@@ -143,7 +143,7 @@ def run_error_study(config, out: Path) -> dict[str, Any]:
     summary = {
         signal: {
             estimator: {
-                cap: _summary(entries, policies, signal, close, "slate_truth" if estimator in _OF_SLATES else "truth")
+                cap: _summary(entries, policies, signal, close, "slate_truth" if estimator in OF_SLATES else "truth")
                 for cap, entries in caps.items()
             }
             for estimator, caps in of_signal.items()
@@ -300,7 +300,7 @@ def _errors(
     pooled = _estimates(rows, policy, slice(None), draws=1, seed=0)
     each = [_estimates(rows, policy, slice(*edges[i : i + 2]), _DRAWS, seed=i) for i in range(logs)]
     for (signal, estimator, cap), (value, _) in pooled.items():
-        true = (slate_truth if estimator in _OF_SLATES else truth)[MEASURED.index(signal)]
+        true = (slate_truth if estimator in OF_SLATES else truth)[MEASURED.index(signal)]
         found = [x[signal, estimator, cap] for x in each]
         inside = [ci[0] <= true <= ci[1] for _, ci in found if ci is not None]
         mean = float(np.mean([x for x, _ in found]))
@@ -333,10 +333,10 @@ def _estimates(rows: dict[str, np.ndarray], policy: int, part: slice, draws: int
     for j, signal in enumerate(MEASURED):
         estimate = functools.partial(policy_value.estimate, reward[:, j], **log)
         q, v, below = predicted[:, j], direct[:, j], rest[:, j]
-        made = estimate(estimators=_WITH_MODEL, reward_model=(q, v))
-        made |= estimate(estimators=_OF_SLATES, reward_model=(q + below, v + below), slate_id=rows["request"][part])
+        made = estimate(estimators=WITH_MODEL, reward_model=(q, v))
+        made |= estimate(estimators=OF_SLATES, reward_model=(q + below, v + below), slate_id=rows["request"][part])
         for name, x in made.items():
-            found[signal, name, _DEFAULT] = (x.value, None if np.isnan(x.low) else (x.low, x.high))
+            found[signal, name, DEFAULT] = (x.value, None if np.isnan(x.low) else (x.low, x.high))
     return found
 
 
@@ -401,7 +401,8 @@ def _serve(
 _LABELS = {"switch_dr": "Switch-DR", "dros": "DRos", "cascade_dr": "Cascade-DR"}
 
 
-def _label(estimator: str, cap: str) -> str:
+def label(estimator: str, cap: str) -> str:
+    """Return the name of an estimator in tables."""
     return "SNIPS" if (estimator, cap) == ("ncis", "inf") else _LABELS.get(estimator, estimator.upper())
 
 
@@ -418,12 +419,12 @@ def format_errors(table: dict[str, Any]) -> str:
     )
     header = ["signal", "estimator", "cap"]
     for group in ("all", "close"):
-        header += [f"{name}, {group}" for name in ("relative error, %", "coverage", "rank (i)", "rank (ii)")]
+        header += [f"{name}, {group}" for name in ("relative error, %", "coverage", "rank", "rank (ii)")]
     lines = []
     for signal, of_signal in table["summary"].items():
         for estimator, caps in of_signal.items():
             for cap, groups in caps.items():
-                cells = [signal, _label(estimator, cap), "–" if cap == _DEFAULT else cap]
+                cells = [signal, label(estimator, cap), "–" if cap == DEFAULT else cap]
                 for x in groups.values():
                     cells += [f"{100 * x['error']:.2f}", number(x["coverage"], ".3f")]
                     cells += [number(x["rank"], ".3f"), number(x["rank_on_policy"], ".3f")]

@@ -102,13 +102,13 @@ def test_estimates_with_a_model_and_of_slates_hold_their_truths(simulated):
     for i, name in enumerate(NAMES):
         found = off_policy_study._estimates(rows, i, slice(None), draws=200, seed=0)
         # The weights of whole slates reach the uniform policy in none of 600: sips has an interval, and it is wrong.
-        names = {*off_policy_study._WITH_MODEL, *off_policy_study._OF_SLATES} - {
+        names = {*off_policy_study.WITH_MODEL, *off_policy_study.OF_SLATES} - {
             "dm",
             "sips" if name == "uniform" else "",
         }
         for estimator in sorted(names):
             value, (low, high) = found["click", estimator, "default"]
-            true = (slate_truth if estimator in off_policy_study._OF_SLATES else truth)[i, clicks]
+            true = (slate_truth if estimator in off_policy_study.OF_SLATES else truth)[i, clicks]
             assert abs(value - true) < 1.5 * (high - low), (name, estimator)
     # What is below a slot is nothing for the last one, and a slate's expectation for the one above the first.
     rest, direct = (rows[key].reshape(-1, 3, *rows[key].shape[1:]) for key in ("rest", "direct"))
