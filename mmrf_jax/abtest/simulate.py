@@ -56,7 +56,7 @@ class Design:
         return self.num_users if self.paired else self.num_users * arms
 
 
-@programs.program(often=True, static_argnames=("num_users", "slots", "partitioner"))
+@programs.program(calls="many", static_argnames=("num_users", "slots", "partitioner"))
 def _serve(env: Environment, policy, key, users, queues, day, *, num_users, slots, partitioner):
     def one_device(env, policy, key, day, users, queue):
         sums, counts = rollout.rollout(env, policy, key, users, day, num_users=num_users, slots=slots, queue=queue[0])

@@ -103,7 +103,7 @@ def _return_weights(discount: float) -> np.ndarray:
     return np.cumsum(float(discount) ** np.arange(_POSITIONS)).astype(np.float32)
 
 
-@programs.program(often=False, static_argnames=("share", "slots", "width", "partitioner"))
+@programs.program(calls="few", static_argnames=("share", "slots", "width", "partitioner"))
 def _begin(env, policy, key, day, users, queue, *, share, slots, width, partitioner):
     """Create idle slots on each device, with its queue of users."""
 
@@ -115,7 +115,7 @@ def _begin(env, policy, key, day, users, queue, *, share, slots, width, partitio
     return partitioner.shard_users(one_device, num_replicated=4)(env, policy, key, day, users, queue)
 
 
-@programs.program(often=True, static_argnames="partitioner", donate_argnames="served")
+@programs.program(calls="many", static_argnames="partitioner", donate_argnames="served")
 def _unroll(env, policy, key, day, weights, served, *, partitioner):
     """Serve `_STEPS` requests of every slot; also return the number of ended sessions [devices]."""
 
@@ -217,7 +217,7 @@ def _empty(*, rows: int, widths: tuple[int, int], partitioner: Partitioner) -> t
     return jax.jit(zeros, out_shardings=partitioner.data_sharding)()
 
 
-@programs.program(often=False, static_argnames="partitioner", donate_argnums=0)
+@programs.program(calls="few", static_argnames="partitioner", donate_argnums=0)
 def _put(whole, chunk: _Chunk, place, *, partitioner: Partitioner):
     """Write a chunk's requests to their places: the users of a device in order, each one's requests in order."""
 

@@ -126,7 +126,7 @@ def as_ranker(policy: Any, items: types.Items, key: types.Key, k: int) -> AnyRan
     return Ranker(_Adapted(_as_data(policy), items, key, k), _start, _score, _observe)
 
 
-@programs.program(often=True, static_argnames=("num_users", "slots"))
+@programs.program(calls="many", static_argnames=("num_users", "slots"))
 def _sums(
     env: environment.Environment, policy: AnyRanker, key, first_user, day, *, num_users: int, slots: int
 ) -> chex.Array:

@@ -283,7 +283,7 @@ def reset_slots(
     return idle(env, policy, key, first_user, num_users, day, slots, keep_history=True)
 
 
-@programs.program(often=True, static_argnames="num_steps", donate_argnames="slots")
+@programs.program(calls="many", static_argnames="num_steps", donate_argnames="slots")
 def unroll(env: Environment, policy: AnyRanker, key: types.Key, day, slots: EnvState, *, num_steps: int):
     """Run `num_steps` steps of all slots (donated) and return them with a Transition of leading axis [num_steps]."""
 

@@ -24,6 +24,7 @@ from mmrf_jax.models.encoder_config import EncoderConfig
 
 ITEM_HIDDEN = 64  # units of the hidden layer of items
 _PRIOR_WEIGHT = 2.0  # pseudo-exposures of zero in the decayed means, so that short histories shrink to 0
+_UNROLLED = 16  # requests of a segment whose memories are computed without a loop
 
 
 @struct.dataclass
@@ -233,5 +234,6 @@ def memory_over_requests(
         return after, memory
 
     time_major = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (written.outer, written.weight, keep))
-    _, before = jax.lax.scan(body, start, time_major)
+    # Unrolled, the steps fuse, and no loop copies the memory of every step.
+    _, before = jax.lax.scan(body, start, time_major, unroll=min(_UNROLLED, items.shape[1]))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), before)

@@ -140,7 +140,7 @@ class Partitioner:
           kwargs: arguments of `jax.jit`.
         """
         shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
-        return programs.Program(init, often=False, out_shardings=shardings, **kwargs)
+        return programs.Program(init, calls="few", out_shardings=shardings, **kwargs)
 
     def shard_users(self, fn: Callable[..., PyTree], num_replicated: int = 1) -> Callable[..., PyTree]:
         """Run `fn` on each device separately, over that device's users, with no communication or common trip count.

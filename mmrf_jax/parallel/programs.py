@@ -13,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
+Calls = Literal["many", "some", "few"]  # of a program in a run: thousands, tens to hundreds, or a few
+
 # Options on CPUs. Measured on the update of the agents: CPU seconds to compile, and milliseconds per step.
-_OFTEN = {"xla_backend_optimization_level": 1}  # 11.9 and 101; the default compiles longer, for no gain in speed
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}  # later: no choice
-_SOME = {"xla_backend_optimization_level": 1, **_EMITTERS}  # 7.0 and 118
-_ONCE = {"xla_backend_optimization_level": 0, **_EMITTERS}  # 3.0 and 313
+_OPTIONS: dict[Calls, dict[str, Any]] = {
+    "many": {"xla_backend_optimization_level": 1},  # 11.9 and 101; the default compiles longer, for no gain in speed
+    "some": {"xla_backend_optimization_level": 1, **_EMITTERS},  # 7.0 and 118
+    "few": {"xla_backend_optimization_level": 0, **_EMITTERS},  # 3.0 and 313
+}
 _PATIENCE = 0.5  # seconds between two checks for a stop signal
 
 
@@ -29,7 +33,7 @@ _quick = False
 
 
 def compile_quickly(quick: bool = True) -> bool:
-    """Compile hot programs for a hundred calls instead of thousands, from now on in this process.
+    """Compile programs of many calls as those of some calls, from now on in this process.
 
     Returns:
       The choice before this call.
@@ -44,13 +48,13 @@ class Program:
 
     Args:
       function: the function to compile.
-      often: whether it runs many times in a run, or only a few.
+      calls: how often a run calls it.
       kwargs: arguments of `jax.jit`.
     """
 
-    def __init__(self, function: Callable[..., Any], often: bool, **kwargs: Any):
+    def __init__(self, function: Callable[..., Any], calls: Calls, **kwargs: Any):
         functools.update_wrapper(self, function)
-        self._function, self._often, self._kwargs = function, often, kwargs
+        self._function, self._calls, self._kwargs = function, calls, kwargs
         self._jitted: dict[bool, Any] = {}  # by `compile_quickly`
 
     @property
@@ -60,7 +64,7 @@ class Program:
             return found
         options = None
         if jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations"):
-            options = (_SOME if _quick else _OFTEN) if self._often else _ONCE
+            options = _OPTIONS["some" if _quick and self._calls == "many" else self._calls]
         self._jitted[_quick] = found = jax.jit(self._function, compiler_options=options, **self._kwargs)
         return found
 
@@ -77,9 +81,9 @@ class Program:
         return self.jitted._cache_size()
 
 
-def program(*, often: bool, **kwargs: Any) -> Callable[[Callable[..., Any]], Any]:
+def program(*, calls: Calls, **kwargs: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a function that a run compiles; see `Program`."""
-    return lambda function: Program(function, often, **kwargs)
+    return lambda function: Program(function, calls, **kwargs)
 
 
 class CompileClock:

@@ -64,7 +64,7 @@ def predict_feedback(
     return out
 
 
-@programs.program(often=True, static_argnames="plan")
+@programs.program(calls="some", static_argnames="plan")
 def score_and_predict(
     state: TrainState, batch: types.SessionBatch, items: types.Items, plan: steps.TrainConfig
 ) -> dict[str, chex.Array]:

@@ -44,7 +44,7 @@ _BEST = 9  # candidates listed by the main agent's score, including those shown
 _MEASURED = ("speed", "scale")  # suites of mmrf benchmark, written into the run folder as NAME.json
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bokeh")
 
-_predict = programs.Program(counterfactuals.predict, often=False, static_argnames="config")
+_predict = programs.Program(counterfactuals.predict, calls="few", static_argnames="config")
 
 
 def explain_run(run: TrainedRun, thorough: bool = True) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _taken(states: TrainState, number: jax.Array) -> TrainState:
     return jax.tree.map(lambda x: x[number], states)
 
 
-@programs.program(often=True, static_argnames=("step", "plan", "partitioner"), donate_argnums=0)
+@programs.program(calls="many", static_argnames=("step", "plan", "partitioner"), donate_argnums=0)
 def _step(states, batches, rates, items, more, step, plan, partitioner):
     """Take a step of every run, `step(state, batch, items, plan, lr_scale, *more)` under `vmap`, on its device."""
 

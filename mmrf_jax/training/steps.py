@@ -150,7 +150,7 @@ def lr_scale_at(progress: float) -> float:
     return _LAST_LR_SCALE + (1.0 - _LAST_LR_SCALE) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-@programs.program(often=True, static_argnames="plan", donate_argnums=0)
+@programs.program(calls="many", static_argnames="plan", donate_argnums=0)
 def fit_step(
     state: TrainState, batch: types.SessionBatch, items: types.Items, plan: TrainConfig, lr_scale: chex.Numeric
 ):
@@ -179,7 +179,7 @@ def precompute_item_embeddings(state: TrainState, items: types.Items, plan: Trai
     return network.encode_items(train_state.model_of(state), items, plan.feedback)
 
 
-@programs.program(often=True, static_argnames="plan", donate_argnums=0)
+@programs.program(calls="many", static_argnames="plan", donate_argnums=0)
 def update_step(
     state: TrainState,
     batch: types.SessionBatch,

@@ -29,7 +29,7 @@ def scaled(x, by: int):
 
 
 def test_a_program_compiled_ahead_is_not_compiled_by_its_call(compiled):
-    program, ahead = programs.Program(scaled, often=True, static_argnames="by"), programs.Ahead()
+    program, ahead = programs.Program(scaled, calls="many", static_argnames="by"), programs.Ahead()
     x = np.arange(3.0, dtype=np.float32)
     ahead.add("scaled", lambda: program.lower(jax.ShapeDtypeStruct((3,), jnp.float32), by=2))
     ahead.wait("scaled")
@@ -43,7 +43,7 @@ def test_a_program_compiled_ahead_is_not_compiled_by_its_call(compiled):
 
 def test_a_program_within_another_is_a_part_of_it(compiled):
     """Compiler options are of whole programs: JAX refuses them within another."""
-    inner = programs.Program(scaled, often=False, static_argnames="by")
+    inner = programs.Program(scaled, calls="few", static_argnames="by")
     outer = jax.jit(lambda x: inner(x, by=3) * 2.0)
     np.testing.assert_array_equal(outer(np.float32(1.0)), 8.0)
     assert compiled() == 1

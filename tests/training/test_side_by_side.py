@@ -182,7 +182,7 @@ def test_a_step_is_of_each_run_with_its_own_state_batch_and_rate(seeds):
     def step(state, batch, items, plan, lr_scale, more):
         return {"x": state["x"] * items[plan] + lr_scale * batch}, {"sum": batch.sum() + more}
 
-    program = programs.Program(step, often=False, static_argnames="plan")
+    program = programs.Program(step, calls="few", static_argnames="plan")
     x, batch = np.arange(6, dtype=np.float32).reshape(3, 2), 10.0 ** np.arange(6, dtype=np.float32).reshape(3, 2)
     lr_scale, items, more = np.float32([1, 2, 4]), np.float32([7, 100]), np.float32([0.5, 0.25, 0])
     states, more = seeds.join({i: {"x": x[i]} for i in range(3)}), seeds.join(dict(enumerate(more)))

@@ -25,7 +25,7 @@ def _without_dropout(state: agent_state.AgentState, batch: types.SessionBatch, i
     return jax.tree.map(lambda x: x[:, :-1], encoded.user), candidates[:, :-1]
 
 
-@programs.program(often=False, static_argnames="config")
+@programs.program(calls="few", static_argnames="config")
 def attention(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
 ) -> chex.Array:
@@ -35,7 +35,7 @@ def attention(
     return jnp.einsum("bt,bthij->hij", batch.loss_masks().request, weights)
 
 
-@programs.program(often=False, static_argnames="config")
+@programs.program(calls="few", static_argnames="config")
 def actor_gradients(
     state: agent_state.AgentState,
     batch: types.SessionBatch,
@@ -73,7 +73,7 @@ def actor_gradients(
     return _rows(jax.jacrev(total)(state.params["actor"]["params"][_SHARED]), config.num_agents)
 
 
-@programs.program(often=False, static_argnames="config")
+@programs.program(calls="few", static_argnames="config")
 def encoder_gradients(
     state: agent_state.AgentState, batch: types.SessionBatch, items: types.Items, config: AgentConfig
 ) -> chex.Array:

@@ -149,7 +149,7 @@ def losses(config: FeedbackConfig, out: heads.Prediction, feedback: chex.Array, 
     return jnp.concatenate([per_signal, levels], axis=-1)
 
 
-@programs.program(often=False, static_argnames="config")
+@programs.program(calls="some", static_argnames="config")
 def _measure(state: FeedbackState, batch: types.SessionBatch, items: types.Items, config: FeedbackConfig):
     unseen = imputed = none = None
     key = jax.random.fold_in(state.key, 2**32 - 1)  # no update has this number

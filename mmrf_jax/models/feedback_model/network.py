@@ -8,7 +8,6 @@ a request. The twins have separate parameters and embedding rows; where both are
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import chex
@@ -22,6 +21,7 @@ from mmrf_jax.models import embedding_table, embeddings, encoders, heads, kinds,
 from mmrf_jax.models.feedback_model import exposure
 from mmrf_jax.models.feedback_model.config import TWINS, FeedbackConfig
 from mmrf_jax.models.optimization import make_optimizer
+from mmrf_jax.parallel import programs
 
 BINS, QUANTILES = 16, 65  # of the residuals of levels: bins by prediction, quantiles per bin
 
@@ -162,7 +162,7 @@ def encode_videos(
     return jax.vmap(apply)(state.params["encoder"], rows)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@programs.program(calls="few", static_argnames="config")
 def encode_items(state: FeedbackState, items: types.Items, config: FeedbackConfig) -> chex.Array:
     """Encode all V videos by both twins: [2, V, D]."""
 
