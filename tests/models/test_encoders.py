@@ -81,16 +81,18 @@ def test_memory_ignores_masked_entries_to_the_bit():
     assert not tiny.differences(clean, nothing)
 
 
-def test_memory_over_requests_is_the_memory_before_each():
-    items, feedback, mask = exposures(2, 3, 5, 4)
+@pytest.mark.parametrize("steps", [5, 18])
+def test_memory_over_requests_is_the_memory_before_each(steps):
+    items, feedback, mask = exposures(2, 3, steps, 4)
     mask[1, 2] = False  # a request without exposures
     start_items, start_feedback, start_mask = exposures(3, 3, 7)
     start = memory_write(CONFIG, None, start_items, start_feedback, start_mask)
     got = memory_over_requests(CONFIG, start, items, feedback, mask)
-    assert got.outer.shape == (3, 5, len(CONFIG.decays), F, D) and got.weight.shape == (3, 5, len(CONFIG.decays))
+    assert got.outer.shape == (3, steps, len(CONFIG.decays), F, D)
+    assert got.weight.shape == (3, steps, len(CONFIG.decays))
     for b in range(3):
         expected = loop(start_items[b], start_feedback[b], start_mask[b], CONFIG.decays)
-        for t in range(5):
+        for t in range(steps):
             np.testing.assert_allclose(got.outer[b, t], expected[0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(got.weight[b, t], expected[1], rtol=1e-5)
             expected = loop(items[b, t], feedback[b, t], mask[b, t], CONFIG.decays, expected)

@@ -1,6 +1,7 @@
 """Programs compiled ahead of their first call, and where compilation's seconds are counted."""
 
 import threading
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,18 @@ def test_a_program_within_another_is_a_part_of_it(compiled):
     outer = jax.jit(lambda x: inner(x, by=3) * 2.0)
     np.testing.assert_array_equal(outer(np.float32(1.0)), 8.0)
     assert compiled() == 1
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("calls", typing.get_args(programs.Calls))
+def test_the_options_of_every_kind_of_program_are_known_to_the_compiler(calls, quick):
+    before = programs.compile_quickly(quick)
+    try:
+        program = programs.Program(scaled, calls=calls, static_argnames="by")
+        np.testing.assert_array_equal(program(np.arange(3.0, dtype=np.float32), by=2), [1.0, 3.0, 5.0])
+    finally:
+        programs.compile_quickly(before)
 
 
 def test_what_cannot_be_compiled_ahead_is_said_by_the_call():
