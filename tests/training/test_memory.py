@@ -30,7 +30,8 @@ def counted(step, job, *more) -> int:
     """Bytes that XLA counts for what a step holds besides its arguments."""
     config, plan, source, shapes, _ = job
     batch = batches.example_batch(source.spec, BATCH, config.train.segment)
-    jitted = jax.jit(step.__wrapped__, static_argnames="plan", donate_argnums=0, compiler_options=programs._ONCE)
+    options = programs._OPTIONS["few"]
+    jitted = jax.jit(step.__wrapped__, static_argnames="plan", donate_argnums=0, compiler_options=options)
     lowered = jitted.lower(shapes, batch, source.items, plan, np.float32(1.0), *more)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
