@@ -235,5 +235,5 @@ def memory_over_requests(
 
     time_major = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (written.outer, written.weight, keep))
     # Unrolled, the steps fuse, and no loop copies the memory of every step.
-    _, before = jax.lax.scan(body, start, time_major, unroll=min(_UNROLLED, items.shape[1]))
+    _, before = jax.lax.scan(body, start, time_major, unroll=_UNROLLED)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), before)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import jax
 
-Calls = Literal["many", "some", "few"]  # of a program in a run: thousands, tens to hundreds, or a few
+Calls = Literal["many", "some", "few"]  # of a program or its loop in a run: thousands, tens to hundreds, or a few
 
 # Options on CPUs. Measured on the update of the agents: CPU seconds to compile, and milliseconds per step.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}  # later: no choice
@@ -48,7 +48,7 @@ class Program:
 
     Args:
       function: the function to compile.
-      calls: how often a run calls it.
+      calls: how often a run calls it or, if it is a loop, its body.
       kwargs: arguments of `jax.jit`.
     """
 
